@@ -1,0 +1,98 @@
+"""icl-interp: what in-context regression transformers learn, with a number and an error behind every claim.
+
+    import icl_interp as icl
+
+    task = icl.LinearRegression(dim=5, length=40, noise_var=0.1)
+    run = icl.train(task, n_heads=4, steps=20_000, seed=0, out="runs/h4")
+    result = icl.analyze(run)
+    result.verdicts
+
+Names load their modules on first use, so that importing the package costs neither torch nor TransformerLens.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from icl_interp.analysis import Analysis, analyze
+    from icl_interp.circuits import Circuits
+    from icl_interp.config import ModelConfig
+    from icl_interp.errors import CheckpointError, ConfigError, ICLError, SaveError, TrainingError
+    from icl_interp.formats import load
+    from icl_interp.model import ICLTransformer
+    from icl_interp.records import Dynamics, Run, TrainConfig
+    from icl_interp.tasks import LinearRegression, Prompt, Task, kms
+    from icl_interp.training import train
+
+_HOMES = {
+    "analysis": ("Analysis", "analyze"),
+    "circuits": ("Circuits",),
+    "config": ("ModelConfig",),
+    "errors": ("CheckpointError", "ConfigError", "ICLError", "SaveError", "TrainingError"),
+    "formats": ("load",),
+    "model": ("ICLTransformer",),
+    "records": ("Dynamics", "Run", "TrainConfig"),
+    "tasks": ("LinearRegression", "Prompt", "Task", "kms"),
+    "training": ("train",),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+_ROOMS = (
+    "circuits",
+    "config",
+    "errors",
+    "estimators",
+    "formats",
+    "model",
+    "probes",
+    "probing",
+    "records",
+    "reports",
+    "roles",
+    "tasks",
+    "testing",
+    "theory",
+    "training",
+)
+
+__all__ = [
+    "Analysis",
+    "CheckpointError",
+    "Circuits",
+    "ConfigError",
+    "Dynamics",
+    "ICLError",
+    "ICLTransformer",
+    "LinearRegression",
+    "ModelConfig",
+    "Prompt",
+    "Run",
+    "SaveError",
+    "Task",
+    "TrainConfig",
+    "TrainingError",
+    "analyze",
+    "kms",
+    "load",
+    "train",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOME:
+        value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    elif name == "__version__":
+        from importlib.metadata import version
+
+        value = version("icl-interp")
+    elif name in _ROOMS:
+        value = import_module(f"{__name__}.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_ROOMS})

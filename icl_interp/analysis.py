@@ -1,0 +1,228 @@
+"""`analyze()`: run the probes on a checkpoint and collect what they found, concluded, and could not say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pandas as pd
+import torch
+
+from icl_interp.circuits import Circuits
+from icl_interp.config import ModelConfig
+from icl_interp.errors import ConfigError
+from icl_interp.formats import load_run
+from icl_interp.formats.files import write_file
+from icl_interp.probing import Context, Outcome, Probe, Verdict, broken, discover, run_probe
+from icl_interp.records import Run
+from icl_interp.serialization import dumps, to_data
+from icl_interp.tasks import Task, UnavailableTask
+
+R = TypeVar("R")
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the checkpoint came from, under what it was read, and what was assumed."""
+
+    origin: str
+    model: ModelConfig
+    task: Task | None
+    task_from: str
+    step: int | None
+    training_seed: int | None
+    analysis_seed: int
+    budget: int
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """Everything the probes left behind: `result["kernel_fit"].value`, `result.verdicts`, `result.circuits`."""
+
+    provenance: Provenance
+    circuits: Circuits
+    outcomes: tuple[Outcome, ...]
+
+    def __getitem__(self, probe: str) -> Outcome:
+        """The outcome of a probe by name.
+
+        Raises:
+            KeyError: no such probe was run; the message names those that were.
+        """
+        for outcome in self.outcomes:
+            if outcome.probe == probe:
+                return outcome
+        raise KeyError(f"no probe {probe!r} was run; there are {', '.join(o.probe for o in self.outcomes)}")
+
+    def __iter__(self) -> Iterator[Outcome]:
+        return iter(self.outcomes)
+
+    def get(self, kind: type[R]) -> R:
+        """The finding of type `kind`.
+
+        Raises:
+            KeyError: no probe found one; the message says what became of them.
+        """
+        for outcome in self.outcomes:
+            if isinstance(outcome.value, kind):
+                return outcome.value
+        states = ", ".join(f"{o.probe}: {o.status}" for o in self.outcomes)
+        raise KeyError(f"no {kind.__name__} was found ({states})")
+
+    @cached_property
+    def verdicts(self) -> pd.DataFrame:
+        """One row a claim: probe, claim, source, status, value, low, high, threshold, sentence."""
+        columns = ["probe", "claim", "source", "status", "value", "low", "high", "threshold", "sentence"]
+        return pd.DataFrame([_row(o.probe, v) for o in self.outcomes for v in o.verdicts], columns=columns)
+
+    def to_data(self) -> dict[str, Any]:
+        """The whole analysis as JSON-ready data; the same input gives the same data."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "provenance": to_data(self.provenance),
+            "circuits": to_data(self.circuits),
+            "probes": {
+                outcome.probe: {
+                    "title": outcome.title,
+                    "status": outcome.status,
+                    "reason": outcome.reason,
+                    "verdicts": to_data(outcome.verdicts, tuple[Verdict, ...]),
+                    "result": to_data(outcome.value),
+                }
+                for outcome in self.outcomes
+            },
+        }
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """The analysis as strict JSON text, also written to `path` if given.
+
+        Raises:
+            SaveError: `path` could not be written.
+        """
+        text = dumps(self.to_data()) + "\n"
+        if path is not None:
+            write_file(path, text)
+        return text
+
+    def to_markdown(self, path: str | Path | None = None) -> str:
+        """The analysis as Markdown text, also written to `path` if given.
+
+        Raises:
+            SaveError: `path` could not be written.
+        """
+        from icl_interp_reports import to_markdown
+
+        text = to_markdown(self)
+        if path is not None:
+            write_file(path, text)
+        return text
+
+    def __str__(self) -> str:
+        from icl_interp_reports import to_text
+
+        return to_text(self)
+
+
+def analyze(
+    checkpoint: str | Path | Run | torch.nn.Module,
+    task: Task | None = None,
+    *,
+    probes: Sequence[str | Probe[Any]] | None = None,
+    seed: int = 0,
+    budget: int | None = None,
+    device: str | torch.device = "auto",
+) -> Analysis:
+    """What a checkpoint learned, by every probe that applies to it.
+
+    Args:
+        checkpoint: a run's folder, a `Run`, or an `ICLTransformer`.
+        task: the distribution to read it under; None means the one it was trained on.
+        probes: names or probes; None means all that are installed.
+        seed: of all prompts that the probes draw: the same seed gives the same analysis.
+        budget: prompts that one measurement may draw; with too few, claims come out inconclusive.
+        device: where forward passes run; "auto" is the CPU, since a few ten thousand prompts gain nothing on a GPU.
+
+    Raises:
+        CheckpointError: a checkpoint that cannot be opened.
+        ConfigError: an unknown probe, a task that does not fit the model, a seed or budget out of range.
+    """
+    run = _open(checkpoint)
+    chosen, failed = _choose(probes)
+    known = task if task is not None else run.task
+    if known is not None and (known.dim, known.n_outputs) != (run.model_config.dim, run.model_config.n_outputs):
+        raise ConfigError(
+            f"the task has dim={known.dim} and n_outputs={known.n_outputs}, the model was made for "
+            f"dim={run.model_config.dim} and n_outputs={run.model_config.n_outputs}"
+        )
+    context = Context(run, task, seed=seed, budget=budget, device="cpu" if device == "auto" else device)
+    outcomes = [run_probe(probe, context) for probe in chosen]
+    outcomes += [broken(name, error) for name, error in failed.items()]
+    provenance = Provenance(
+        origin=run.origin,
+        model=run.model_config,
+        task=known,
+        task_from=_task_from(run, task),
+        step=run.step,
+        training_seed=run.seed,
+        analysis_seed=seed,
+        budget=context.budget,
+        versions={"icl-interp": version("icl-interp"), "torch": torch.__version__},
+    )
+    return Analysis(provenance, run.circuits(), tuple(outcomes))
+
+
+def _open(checkpoint: str | Path | Run | torch.nn.Module) -> Run:
+    if isinstance(checkpoint, Run):
+        return checkpoint
+    if isinstance(checkpoint, str | Path):
+        return load_run(checkpoint)
+    if isinstance(checkpoint, torch.nn.Module):
+        from icl_interp.model import ICLTransformer
+
+        if isinstance(checkpoint, ICLTransformer):
+            return Run(checkpoint.config, checkpoint.weights(), origin="a model in memory")
+    raise ConfigError(f"a checkpoint is a run's folder, a Run or an ICLTransformer, got {type(checkpoint).__name__}")
+
+
+def _choose(probes: Sequence[str | Probe[Any]] | None) -> tuple[list[Probe[Any]], dict[str, Exception]]:
+    known, failed = discover()
+    if probes is None:
+        return list(known.values()), failed
+    chosen: list[Probe[Any]] = []
+    for probe in [probes] if isinstance(probes, str) else probes:
+        if isinstance(probe, str):
+            if probe not in known:
+                raise ConfigError(f"no probe {probe!r}; there are {', '.join(known)}")
+            chosen.append(known[probe])
+        else:
+            chosen.append(probe() if isinstance(probe, type) else probe)
+    return chosen, {}
+
+
+def _task_from(run: Run, task: Task | None) -> str:
+    if task is not None:
+        return "given"
+    if run.task is None:
+        return "unknown"
+    return "unavailable: a user's own" if isinstance(run.task, UnavailableTask) else "the run's own"
+
+
+def _row(probe: str, verdict: Verdict) -> dict[str, Any]:
+    estimate = verdict.estimate
+    return {
+        "probe": probe,
+        "claim": verdict.claim,
+        "source": verdict.source,
+        "status": verdict.status,
+        "value": estimate.value if estimate else None,
+        "low": estimate.low if estimate else None,
+        "high": estimate.high if estimate else None,
+        "threshold": str(verdict.threshold) if verdict.threshold else None,
+        "sentence": verdict.sentence,
+    }

@@ -1,0 +1,119 @@
+"""KQ and OV circuits, per layer and head, in the paper's convention (arXiv 2503.12734, section 2 and (3.1)).
+
+KQ = W_K W_Qᵀ / scale: rows are key coordinates, columns query coordinates, the score scale is folded in.
+(TransformerLens multiplies rows, so its `QK` is the transpose.)  OV = (W_V W_O)ᵀ: rows are output coordinates, columns
+input ones.
+
+        query x   query y                 in: x     in: y
+key x [  KQ_11      ·    ]     out: x  [    ·         ·    ]
+key y [  KQ_21      ·    ]     out: y  [  OV_21     OV_22  ]
+
+What the prediction never sees is inert, and must not be read as a pattern: KQ's query-y columns in a one-layer model
+(the query's response is zero) and, in a last layer, the output rows of OV that are not read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from icl_interp import attention
+from icl_interp.config import Activation, Mask, ModelConfig
+from icl_interp.tasks import Prompt
+from icl_interp.weights import Weights
+
+
+@dataclass(frozen=True, eq=False)
+class Circuits:
+    """Each head's two circuits (float64), with the paper's blocks and numbers as properties.
+
+    `dim` is d, `n_outputs` N, D = d + N.
+    """
+
+    KQ: Float[np.ndarray, "layers heads d_model d_model"]
+    OV: Float[np.ndarray, "layers heads d_model d_model"]
+    dim: int
+    n_outputs: int
+    mask: Mask = "demonstrations"
+    activation: Activation = "softmax"
+
+    @classmethod
+    def from_weights(cls, weights: Weights, config: ModelConfig) -> Circuits:
+        """Fold the four weight tensors (each stacked over layers) of a model."""
+        W_Q, W_K, W_V, W_O = (weights[name].detach().double().cpu() for name in ("W_Q", "W_K", "W_V", "W_O"))
+        KQ, OV = attention.fold(W_Q, W_K, W_V, W_O, config.score_scale)
+        return cls(KQ.numpy(), OV.numpy(), config.dim, config.n_outputs, config.mask, config.activation)
+
+    @property
+    def n_layers(self) -> int:
+        """Layers."""
+        return self.KQ.shape[0]
+
+    @property
+    def n_heads(self) -> int:
+        """Heads in each layer."""
+        return self.KQ.shape[1]
+
+    @property
+    def KQ_11(self) -> Float[np.ndarray, "layers heads dim dim"]:
+        """How x_q attends to x_ℓ."""
+        return self.KQ[..., : self.dim, : self.dim]
+
+    @property
+    def KQ_21(self) -> Float[np.ndarray, "layers heads outputs dim"]:
+        """How x_q attends to y_ℓ."""
+        return self.KQ[..., self.dim :, : self.dim]
+
+    @property
+    def OV_21(self) -> Float[np.ndarray, "layers heads outputs dim"]:
+        """What x_ℓ adds to the prediction."""
+        return self.OV[..., self.dim :, : self.dim]
+
+    @property
+    def OV_22(self) -> Float[np.ndarray, "layers heads outputs outputs"]:
+        """What y_ℓ adds to the prediction."""
+        return self.OV[..., self.dim :, self.dim :]
+
+    @property
+    def omega(self) -> Float[np.ndarray, "layers heads"]:
+        """ω, the mean of KQ_11's diagonal."""
+        return np.diagonal(self.KQ_11, axis1=-2, axis2=-1).mean(-1)
+
+    @property
+    def mu(self) -> Float[np.ndarray, "layers heads outputs"]:
+        """μ, the diagonal of OV_22: how much of each response's weighted mean goes into its prediction."""
+        return np.diagonal(self.OV_22, axis1=-2, axis2=-1).copy()
+
+    @property
+    def KQ_live(self) -> Bool[np.ndarray, "layers d_model d_model"]:
+        """Where KQ can reach the prediction."""
+        live = np.ones((self.n_layers, *self.KQ.shape[-2:]), dtype=bool)
+        if self.n_layers == 1:
+            live[:, :, self.dim :] = False
+        return live
+
+    @property
+    def OV_live(self) -> Bool[np.ndarray, "layers d_model d_model"]:
+        """Where OV can reach the prediction."""
+        live = np.ones((self.n_layers, *self.OV.shape[-2:]), dtype=bool)
+        live[-1, : self.dim] = False
+        return live
+
+    def masked(self) -> tuple[np.ndarray, np.ndarray]:
+        """KQ and OV with NaN in their inert parts, as they should be shown."""
+        return np.where(self.KQ_live[:, None], self.KQ, np.nan), np.where(self.OV_live[:, None], self.OV, np.nan)
+
+    def head_outputs(self, prompt: Prompt) -> Float[Tensor, "batch heads outputs"]:
+        """Each last-layer head's contribution to the prediction, in the prompt's dtype and on its device."""
+        return attention.query_row(*self._like(prompt), prompt.z, self.n_outputs, self.mask, self.activation)
+
+    def predict(self, prompt: Prompt) -> Float[Tensor, "batch outputs"]:
+        """ŷ_q, in the prompt's dtype and on its device."""
+        return attention.predict(*self._like(prompt), prompt.z, self.n_outputs, self.mask, self.activation)
+
+    def _like(self, prompt: Prompt) -> tuple[Tensor, Tensor]:
+        return torch.from_numpy(self.KQ).to(prompt.x), torch.from_numpy(self.OV).to(prompt.x)

@@ -1,0 +1,161 @@
+"""What a statistician predicts from the same prompts (arXiv 2503.12734, sections 4.3 and 5; `theory` has their risks).
+
+Every estimator is a frozen dataclass, called with a `Prompt` and answering (batch, outputs), in the prompt's dtype.
+Each response is predicted from the covariates and its own labels.  All cost O(L·d) a prompt, but for ridge:
+O(L·d² + d³).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from einops import einsum
+from jaxtyping import Float
+from scipy.optimize import OptimizeResult, minimize_scalar
+from torch import Tensor
+
+from icl_interp import theory
+from icl_interp.config import check_positive
+from icl_interp.errors import ConfigError
+from icl_interp.tasks import LinearRegression, Prompt, Task
+
+Predictor = Callable[[Prompt], Float[Tensor, "batch outputs"]]
+
+
+@dataclass(frozen=True, eq=False)
+class GradientDescent:
+    """One step from zero on the squared loss: ŷ = (1/L) Σ y_ℓ x_ℓᵀ Γ x_q; `debiased` centres the x_ℓ, (4.11), (5.5).
+
+    Args:
+        preconditioner: Γ, a (d, d) matrix, or the step size η for η·I.
+        debiased: use x_ℓ − x̄ for x_ℓ.
+    """
+
+    preconditioner: float | Float[np.ndarray, "dim dim"]
+    debiased: bool = False
+
+    def __call__(self, prompt: Prompt) -> Float[Tensor, "batch outputs"]:
+        """ŷ_q."""
+        x = prompt.x - prompt.x.mean(1, keepdim=True) if self.debiased else prompt.x
+        gradient = einsum(prompt.y, x, "b l n, b l d -> b n d") / prompt.length
+        gamma = torch.as_tensor(self.preconditioner).to(x)
+        asks = prompt.x_q * gamma if gamma.ndim == 0 else prompt.x_q @ gamma.mT
+        return einsum(gradient, asks, "b n d, b d -> b n")
+
+    def times(self, factor: float) -> GradientDescent:
+        """The same direction with `factor` times the step."""
+        return replace(self, preconditioner=self.preconditioner * factor)
+
+
+@dataclass(frozen=True)
+class KernelRegressor:
+    """One head of (3.2): ŷ = μ Σ p_ℓ y_ℓ with p = softmax_ℓ(ω x_ℓᵀx_q); μ = 1 is Nadaraya and Watson's."""
+
+    omega: float
+    mu: float = 1.0
+
+    def __call__(self, prompt: Prompt) -> Float[Tensor, "batch outputs"]:
+        """ŷ_q."""
+        return self.mu * einsum(_kernel_weights(self.omega, prompt), prompt.y, "b l, b l n -> b n")
+
+
+@dataclass(frozen=True)
+class Ridge:
+    """ŷ = x_qᵀ(XᵀX + λI)⁻¹Xᵀy, without intercept; at λ = 0 the solution of least norm."""
+
+    penalty: float
+
+    def __post_init__(self) -> None:
+        check_positive("penalty", self.penalty, zero=True)
+
+    def __call__(self, prompt: Prompt) -> Float[Tensor, "batch outputs"]:
+        """ŷ_q."""
+        x = prompt.x
+        if self.penalty == 0:
+            beta = torch.linalg.pinv(x) @ prompt.y
+        else:
+            gram = x.mT @ x + self.penalty * torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+            beta = torch.linalg.solve(gram, x.mT @ prompt.y)
+        return einsum(beta, prompt.x_q, "b d n, b d -> b n")
+
+
+def bayes(task: LinearRegression) -> Ridge:
+    """The Bayes predictor of a linear-regression task: ridge with λ = d·σ²/E‖β‖², whatever Σ and the mean are."""
+    return Ridge(task.dim * task.noise_var / task.signal_var)
+
+
+def gradient_descent(task: LinearRegression, *, debiased: bool = False, length: int | None = None) -> GradientDescent:
+    """One step of GD with the Γ that is optimal at `length` (default: the task's): η*·I for isotropic covariates.
+
+    Vanilla: Γ* of Lemma E.4; debiased: Γ_deb.  Both are exact for centred covariates.
+    """
+    optimum = theory.debiased_preconditioner if debiased else theory.gd_preconditioner
+    return GradientDescent(
+        optimum(task.sigma, length=length or task.length, noise_var=task.noise_var / task.signal_var), debiased
+    )
+
+
+def best_step(direction: GradientDescent, prompt: Prompt) -> GradientDescent:
+    """`direction` with its step scaled to the least squared error on `prompt`."""
+    g = direction(prompt)
+    return direction.times(_least_squares(g, prompt.y_q))
+
+
+def best_kernel(prompt: Prompt, *, scaled: bool, task: Task | None = None) -> KernelRegressor:
+    """The kernel regressor of least squared error on `prompt`, over ω ≥ 0.
+
+    With `scaled`, over μ too: the one-head optimum, (0.518, 1.50) in the paper's main setting.  Without, μ = 1.  Given
+    a linear-regression `task`, labels and noise are integrated out and only the covariates of `prompt` are used, which
+    makes the optimum about three times as precise.
+
+    Raises:
+        ConfigError: covariates that are all zero.
+    """
+    # Scores ω x_ℓᵀx_q have scale ω·tr Σ/√d or so; past a few units of it the softmax only sees the nearest neighbour.
+    scale = (prompt.x_q.square().sum(-1).mean() / prompt.x_q.shape[-1] ** 0.5).item()
+    if not scale > 0:
+        raise ConfigError("a kernel cannot be fitted to covariates that are all zero")
+
+    def mu(cross: float, energy: float) -> float:
+        return (cross / energy if energy > 0 else 0.0) if scaled else 1.0
+
+    def risk(omega: float) -> float:  # but for E[y_q²], which no kernel changes
+        cross, energy = _kernel_moments(omega, prompt, task)
+        m = mu(cross, energy)
+        return m * (m * energy - 2 * cross)
+
+    found: OptimizeResult = minimize_scalar(risk, bounds=(0.0, 6 / scale), method="bounded", options={"xatol": 1e-4})  # type: ignore[assignment]
+    omega = float(found.x)
+    return KernelRegressor(omega, mu(*_kernel_moments(omega, prompt, task)))
+
+
+def _kernel_moments(omega: float, prompt: Prompt, task: Task | None) -> tuple[float, float]:
+    """E[k y_q] and E[k²] of the kernel regressor k with μ = 1."""
+    if not isinstance(task, LinearRegression):
+        k = KernelRegressor(omega)(prompt)
+        return (k * prompt.y_q).mean().item(), k.square().mean().item()
+    signal = task.signal_var / task.dim
+    weights = _kernel_weights(omega, prompt)
+    mean_x = einsum(weights, prompt.x, "b l, b l d -> b d")
+    energy = signal * mean_x.square().sum(-1) + task.noise_var * weights.square().sum(-1)
+    return signal * (mean_x * prompt.x_q).sum(-1).mean().item(), energy.mean().item()
+
+
+def _kernel_weights(omega: float, prompt: Prompt) -> Float[Tensor, "batch length"]:
+    return torch.softmax(omega * einsum(prompt.x, prompt.x_q, "b l d, b d -> b l"), -1)
+
+
+def best_ridge(task: Task, prompt: Prompt) -> Ridge:
+    """`bayes(task)` where it is known; else the ridge of least squared error on `prompt` over a logarithmic grid."""
+    if isinstance(task, LinearRegression):
+        return bayes(task)
+    grid = [Ridge(float(penalty)) for penalty in np.geomspace(1e-4, 1e4, 33) * prompt.x.square().mean().item()]
+    return min(grid, key=lambda ridge: (ridge(prompt) - prompt.y_q).square().mean().item())
+
+
+def _least_squares(prediction: Tensor, target: Tensor) -> float:
+    energy = prediction.square().sum().item()
+    return (prediction * target).sum().item() / energy if energy > 0 else 0.0

@@ -1,0 +1,22 @@
+"""A `Run` to and from disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from icl_interp.formats.native import load_run, save_run
+
+if TYPE_CHECKING:
+    from icl_interp.model import ICLTransformer
+
+__all__ = ["load", "load_run", "save_run"]
+
+
+def load(path: str | Path) -> ICLTransformer:
+    """The model in a run's folder, ready to hook: `Run.load(path).model()`.
+
+    Raises:
+        CheckpointError: not a run, or a damaged one.
+    """
+    return load_run(path).model()

@@ -1,0 +1,52 @@
+"""The plugin door: everything a probe's author needs."""
+
+from icl_interp.estimates import (
+    Estimate,
+    exact,
+    mean_of,
+    propagate,
+    ratio_of,
+    slope_of,
+    time_mean_of,
+)
+from icl_interp.probing.blocks import Bars, Block, Cell, Equation, Heatmap, Lines, Scatter, Surface, Table, Text
+from icl_interp.probing.context import Context, Need, NotApplicable, UndeclaredNeed
+from icl_interp.probing.outcomes import Outcome, broken, run_probe
+from icl_interp.probing.registry import Probe, discover, load_file, probe
+from icl_interp.probing.verdicts import Status, Threshold, Verdict, judge, not_applicable
+
+__all__ = [
+    "Bars",
+    "Block",
+    "Cell",
+    "Context",
+    "Equation",
+    "Estimate",
+    "Heatmap",
+    "Lines",
+    "Need",
+    "NotApplicable",
+    "Outcome",
+    "Probe",
+    "Scatter",
+    "Status",
+    "Surface",
+    "Table",
+    "Text",
+    "Threshold",
+    "UndeclaredNeed",
+    "Verdict",
+    "broken",
+    "discover",
+    "exact",
+    "judge",
+    "load_file",
+    "mean_of",
+    "not_applicable",
+    "probe",
+    "propagate",
+    "ratio_of",
+    "run_probe",
+    "slope_of",
+    "time_mean_of",
+]

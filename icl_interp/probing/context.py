@@ -1,0 +1,229 @@
+"""What a probe may look at: a checkpoint, the task it is read under, and prompts drawn from seeds of its own."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from enum import Flag, auto
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from icl_interp.circuits import Circuits
+from icl_interp.config import ModelConfig, check_count
+from icl_interp.errors import ICLError
+from icl_interp.records import Dynamics, Run
+from icl_interp.roles import Heads, classify, reference_shape
+from icl_interp.tasks import Prompt, Task, UnavailableTask
+
+if TYPE_CHECKING:
+    from icl_interp.model import ICLTransformer
+
+T = TypeVar("T")
+DEFAULT_BUDGET = 32_768  # prompts for one measurement
+CHUNK_NUMBERS = 8_000_000  # float64 numbers of a chunk of prompts and the attention over it, 64 MB
+
+
+class Need(Flag):
+    """What a probe needs of a checkpoint; it is skipped, visibly, where something is missing."""
+
+    NONE = 0
+    WEIGHTS = auto()
+    FORWARD = auto()
+    TASK = auto()
+    DYNAMICS = auto()
+
+
+class NotApplicable(ICLError):  # noqa: N818 - an outcome, not a mistake
+    """Raised by a probe whose question makes no sense for this checkpoint; the message says why."""
+
+
+class UndeclaredNeed(ICLError):  # noqa: N818
+    """A probe looked at something that it did not declare in `needs` or `uses`."""
+
+
+class Context:
+    """One probe's view of a checkpoint.
+
+    Everything random comes from `(seed, label)`, never from the order of calls, so a probe's numbers do not depend on
+    which other probes run.
+
+    Args:
+        run: the checkpoint.
+        task: the distribution it is read under; None where unknown.
+        seed: of all randomness.
+        budget: prompts that one measurement may draw.
+        device: where forward passes run.
+        allowed: what the probe declared; looking at anything else raises `UndeclaredNeed`.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        task: Task | None = None,
+        *,
+        seed: int = 0,
+        budget: int | None = None,
+        device: torch.device | str = "cpu",
+        allowed: Need | None = None,
+    ):
+        check_count("seed", seed, minimum=0)
+        check_count("budget", DEFAULT_BUDGET if budget is None else budget)
+        task = task or run.task
+        self._run = run
+        self._task = None if isinstance(task, UnavailableTask) else task
+        self.seed = seed
+        self.budget = DEFAULT_BUDGET if budget is None else budget
+        self.device = torch.device(device)
+        self._allowed = allowed
+        self._shared: dict[str, Any] = {}
+
+    def restricted(self, allowed: Need) -> Context:
+        """The same view, with only `allowed` in sight.  What was computed is shared."""
+        context = Context(
+            self._run, self._task, seed=self.seed, budget=self.budget, device=self.device, allowed=allowed
+        )
+        context._shared = self._shared
+        return context
+
+    @property
+    def available(self) -> Need:
+        """What this checkpoint can offer."""
+        offered = [Need.WEIGHTS, Need.FORWARD]
+        if self._task is not None:
+            offered.append(Need.TASK)
+        if self._run.dynamics is not None and len(self._run.dynamics.steps) > 1:
+            offered.append(Need.DYNAMICS)
+        return reduce(or_, offered)
+
+    @property
+    def config(self) -> ModelConfig:
+        """Sizes of the model; free for every probe."""
+        return self._run.model_config
+
+    @property
+    def circuits(self) -> Circuits:
+        """KQ and OV of the checkpoint's own (last) weights.  Needs WEIGHTS."""
+        self._check(Need.WEIGHTS, "circuits")
+        return self._once("circuits", self._run.circuits)
+
+    @property
+    def task(self) -> Task:
+        """The distribution the checkpoint is read under.  Needs TASK."""
+        self._check(Need.TASK, "task")
+        if self._task is None:
+            raise NotApplicable("the task is not known")
+        return self._task
+
+    @property
+    def dynamics(self) -> Dynamics | None:
+        """The record of the training, if there is one.  Needs (or uses) DYNAMICS."""
+        self._check(Need.DYNAMICS, "dynamics")
+        return self._run.dynamics
+
+    def offers(self, need: Need) -> bool:
+        """Whether something the probe `uses` is there."""
+        return need in self.available and (self._allowed is None or need in self._allowed)
+
+    def late_circuits(self) -> list[Circuits]:
+        """The circuits at the snapshots of the last fifth of training, oldest first.  Needs (or uses) DYNAMICS."""
+        if self.dynamics is None:
+            return []
+        return [Circuits.from_weights(self.dynamics.weights(step), self.config) for step in self.dynamics.late_steps()]
+
+    def model(self) -> ICLTransformer:
+        """The hooked model, a fresh copy: hooks and edits stay with the probe.  Needs FORWARD."""
+        self._check(Need.FORWARD, "model()")
+        return self._run.model().to(self.device)
+
+    def rng(self, label: str) -> np.random.Generator:
+        """A numpy generator of the probe's own."""
+        return np.random.default_rng(self._entropy(label))
+
+    def sample(
+        self, label: str, n: int | None = None, *, length: int | None = None, task: Task | None = None
+    ) -> Prompt:
+        """Prompts (float64) drawn from the task, the same for the same label.  Needs TASK.
+
+        Args:
+            label: names the stream; prompts of different labels are independent.
+            n: how many; None means the budget.
+            length: demonstrations; None means the task's.
+            task: a variation of the task, such as `task.shifted(mean)`.
+        """
+        return self._join(list(self.chunks(label, n, length=length, task=task)))
+
+    def chunks(
+        self, label: str, n: int | None = None, *, length: int | None = None, task: Task | None = None
+    ) -> Iterator[Prompt]:
+        """The same prompts as `sample`, in pieces that fit in memory."""
+        source = self.task if task is None else task
+        n = self.budget if n is None else n
+        numbers = (length or source.length) * (2 * (source.dim + source.n_outputs) + 2 * self.config.n_heads)
+        size = max(1, min(n, CHUNK_NUMBERS // numbers))
+        generator = torch.Generator().manual_seed(self._entropy(label)[0])
+        for start in range(0, n, size):
+            prompt = source.sample(min(size, n - start), length=length, generator=generator)
+            yield prompt.to(self.device, torch.float64)
+
+    def predict(self, prompt: Prompt) -> Float[Tensor, "batch outputs"]:
+        """ŷ_q of the checkpoint.  Needs FORWARD."""
+        self._check(Need.FORWARD, "predict()")
+        return self._circuits.predict(prompt)
+
+    def head_outputs(self, prompt: Prompt) -> Float[Tensor, "batch heads outputs"]:
+        """What each last-layer head adds to the prediction.  Needs FORWARD."""
+        self._check(Need.FORWARD, "head_outputs()")
+        return self._circuits.head_outputs(prompt)
+
+    @property
+    def shape(self) -> Float[np.ndarray, "dim dim"]:
+        """G, the shape that KQ_11 is expected to have under the task (`roles.reference_shape`).  Needs TASK."""
+        return reference_shape(self.task, self.config.dim)
+
+    @property
+    def heads(self) -> Heads:
+        """Roles of a one-layer model's heads, the same for all probes.  Needs FORWARD and TASK.
+
+        Raises:
+            NotApplicable: a deeper model, whose heads are not kernel regressors of the prompt.
+        """
+        self._check(Need.FORWARD | Need.TASK, "heads")
+        self.one_layer()
+        return self._once("heads", lambda: classify(self._circuits, self.sample("heads"), self.shape))
+
+    def one_layer(self) -> None:
+        """Raise `NotApplicable` for a deeper model."""
+        if self.config.n_layers > 1:
+            raise NotApplicable(f"the claim is about one layer; this model has {self.config.n_layers}")
+
+    def single_response(self) -> None:
+        """Raise `NotApplicable` for several responses."""
+        if self.config.n_outputs > 1:
+            raise NotApplicable(f"the claim is about one response; this model has {self.config.n_outputs}")
+
+    @property
+    def _circuits(self) -> Circuits:
+        return self._once("circuits", self._run.circuits)
+
+    def _check(self, need: Need, what: str) -> None:
+        if self._allowed is not None and need not in self._allowed:
+            raise UndeclaredNeed(f"the probe looked at {what} without declaring {need!r} in its needs or uses")
+
+    def _once(self, key: str, compute: Callable[[], T]) -> T:
+        if key not in self._shared:
+            self._shared[key] = compute()
+        return self._shared[key]
+
+    def _entropy(self, label: str) -> list[int]:
+        seed = np.random.SeedSequence([self.seed, zlib.crc32(label.encode())])
+        return [int(word >> 1) for word in seed.generate_state(2, np.uint64)]
+
+    @staticmethod
+    def _join(prompts: list[Prompt]) -> Prompt:
+        return Prompt(*(torch.cat([getattr(p, name) for p in prompts]) for name in ("x", "y", "x_q", "y_q")))

@@ -1,0 +1,70 @@
+"""What is concluded: a claim, its number, and whether the number decides it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from icl_interp.config import check_choice
+from icl_interp.estimates import Estimate
+
+Status = Literal["holds", "fails", "inconclusive", "not_applicable"]
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Where a number has to lie for its claim to hold, and why there: each is named once, with its reason."""
+
+    reason: str
+    low: float = -math.inf
+    high: float = math.inf
+
+    def judge(self, estimate: Estimate) -> Status:
+        """`holds` if the whole interval lies inside, `fails` if all of it lies outside, else `inconclusive`."""
+        if math.isnan(estimate.value):
+            return "inconclusive"
+        if self.low <= estimate.low and estimate.high <= self.high:
+            return "holds"
+        if estimate.high < self.low or estimate.low > self.high:
+            return "fails"
+        return "inconclusive"
+
+    def __str__(self) -> str:
+        if math.isinf(self.low):
+            return f"≤ {self.high:g}"
+        return f"≥ {self.low:g}" if math.isinf(self.high) else f"{self.low:g} … {self.high:g}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One claim about this checkpoint.
+
+    Args:
+        claim: a short snake_case name, unique within its probe.
+        source: paper and equation or observation.
+        status: `holds`, `fails`, `inconclusive` (the interval straddles the threshold) or `not_applicable`.
+        sentence: what was found, for a reader who sees nothing else.
+        estimate: the number and its 95 % interval, if there is one.
+        threshold: where it had to lie.
+    """
+
+    claim: str
+    source: str
+    status: Status
+    sentence: str
+    estimate: Estimate | None = None
+    threshold: Threshold | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("status", self.status, get_args(Status))
+
+
+def judge(claim: str, source: str, estimate: Estimate, threshold: Threshold, sentence: str) -> Verdict:
+    """The verdict that the number decides."""
+    return Verdict(claim, source, threshold.judge(estimate), sentence, estimate, threshold)
+
+
+def not_applicable(claim: str, source: str, reason: str) -> Verdict:
+    """A claim that says nothing about this checkpoint, and why."""
+    return Verdict(claim, source, "not_applicable", reason)

@@ -1,0 +1,174 @@
+"""What training leaves behind, as data: how it was asked for, what came out, and how it came about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from icl_interp.config import ModelConfig, check_choice, check_count, check_positive
+from icl_interp.errors import ConfigError
+from icl_interp.tasks import Task
+from icl_interp.weights import Weights, check_weights
+
+if TYPE_CHECKING:
+    from icl_interp.circuits import Circuits
+    from icl_interp.model import ICLTransformer
+
+Optimizer = Literal["adam", "adamw", "sgd"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a run on a given engine and machine.  The defaults are the paper's, but for `steps`.
+
+    Args:
+        task: where fresh prompts come from at every step.
+        model: sizes of the model; its `dim` and `n_outputs` must be the task's.
+        steps: optimiser steps (the paper: 500,000).
+        batch_size: prompts a step.
+        lr: learning rate.
+        optimizer: "adam", "adamw" or "sgd".
+        weight_decay: decoupled for "adamw", an L2 term for the others.
+        betas: Adam's.
+        momentum: SGD's.
+        seed: of initialisation and data, as two independent streams.
+        n_records: about how many points of the training are kept: a fifth of them logarithmic up to step 1,000, the
+            rest even up to the end.
+
+    Raises:
+        ConfigError: a value out of range, or a model that does not fit the task.
+    """
+
+    task: Task
+    model: ModelConfig
+    steps: int = 20_000
+    batch_size: int = 256
+    lr: float = 1e-3
+    optimizer: Optimizer = "adam"
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    momentum: float = 0.0
+    seed: int = 0
+    n_records: int = 300
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.task, Task):
+            raise ConfigError(f"task must have dim, length, n_outputs and sample(), got {self.task!r}")
+        for name in ("steps", "batch_size"):
+            check_count(name, getattr(self, name))
+        check_count("n_records", self.n_records, minimum=2)
+        check_count("seed", self.seed, minimum=0)
+        check_positive("lr", self.lr)
+        check_choice("optimizer", self.optimizer, get_args(Optimizer))
+        check_positive("weight_decay", self.weight_decay, zero=True)
+        for name, value in (("betas[0]", self.betas[0]), ("betas[1]", self.betas[1]), ("momentum", self.momentum)):
+            check_positive(name, value, zero=True)
+            if value >= 1:
+                raise ConfigError(f"{name} must be < 1, got {value!r}")
+        for name in ("dim", "n_outputs"):
+            if getattr(self.model, name) != getattr(self.task, name):
+                raise ConfigError(
+                    f"model.{name} is {getattr(self.model, name)}, the task's is {getattr(self.task, name)}"
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class Dynamics:
+    """How a run came about.
+
+    `loss[i]` is the mean over the steps since the record before, each on fresh prompts (so it is a test loss);
+    `loss[0]` is the untrained model's.  ω and μ are `Circuits`' at that step.  Weights are kept at `snapshot_steps`, a
+    subset of `steps` that ends with the last one.
+    """
+
+    steps: Int[np.ndarray, "records"]
+    loss: Float[np.ndarray, "records"]
+    omega: Float[np.ndarray, "records layers heads"]
+    mu: Float[np.ndarray, "records layers heads outputs"]
+    snapshot_steps: Int[np.ndarray, "snapshots"]
+    snapshots: Weights = field(repr=False)
+
+    def weights(self, step: int) -> Weights:
+        """The four weight tensors as they were at a recorded step.
+
+        Raises:
+            ConfigError: no snapshot was taken at `step`; the message names the nearest.
+        """
+        at = np.flatnonzero(self.snapshot_steps == step)
+        if not len(at):
+            nearest = self.snapshot_steps[np.argsort(np.abs(self.snapshot_steps - step), kind="stable")[:3]]
+            raise ConfigError(f"no snapshot at step {step}; the nearest are at {', '.join(map(str, sorted(nearest)))}")
+        return {name: tensor[at[0]] for name, tensor in self.snapshots.items()}
+
+    def late_steps(self) -> list[int]:
+        """The snapshots of the last fifth of training, over which noisy final iterates are averaged."""
+        return [int(step) for step in self.snapshot_steps if step >= 0.8 * self.steps[-1]]
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A model's weights and what is known of how they came to be.
+
+    `task` is None where the data distribution is unknown; `training` and `dynamics` are None for a model of unknown
+    origin.
+
+    Raises:
+        CheckpointError: weights that are missing, misshapen or not finite.
+    """
+
+    model_config: ModelConfig
+    weights: Weights = field(repr=False)
+    task: Task | None = None
+    training: TrainConfig | None = field(default=None, repr=False)
+    dynamics: Dynamics | None = field(default=None, repr=False)
+    step: int | None = None
+    seed: int | None = None
+    origin: str = "memory"
+    versions: dict[str, str] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        check_weights(self.weights, self.model_config)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Run:
+        """Open a run's folder.
+
+        Raises:
+            CheckpointError: not a run, or a damaged one.
+        """
+        from icl_interp.formats import load_run
+
+        return load_run(path)
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the run as a folder, all or nothing; an older run at `path` is only replaced with `overwrite`.
+
+        Raises:
+            SaveError: the folder exists, or could not be written.
+        """
+        from icl_interp.formats import save_run
+
+        return save_run(self, path, overwrite=overwrite)
+
+    def model(self, step: int | None = None) -> ICLTransformer:
+        """The model to hook, as it is or as it was at a recorded `step`."""
+        from icl_interp.model import ICLTransformer
+
+        return ICLTransformer.from_weights(self.model_config, self._weights(step))
+
+    def circuits(self, step: int | None = None) -> Circuits:
+        """Its KQ and OV circuits, as they are or as they were at a recorded `step`."""
+        from icl_interp.circuits import Circuits
+
+        return Circuits.from_weights(self._weights(step), self.model_config)
+
+    def _weights(self, step: int | None) -> Weights:
+        if step is None or step == self.step:
+            return self.weights
+        if self.dynamics is None:
+            raise ConfigError(f"no weights of step {step}: this run has no record of its training")
+        return self.dynamics.weights(step)

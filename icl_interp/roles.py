@@ -1,0 +1,259 @@
+"""What each head of a one-layer model is for, judged by what it does to predictions, and jointly.
+
+A head's *ideal self* is one kernel regressor, μ Σ softmax(ω x_ℓᵀ G x_q)_ℓ y_ℓ (arXiv 2503.12734, (3.2)): G is the
+identity for isotropic covariates and, for other Σ, the optimal debiased preconditioner scaled to trace d, (5.3).  ω
+comes from the weights, μ from regressing the head's output on its ideal kernel over sampled prompts.
+
+    dummy          removing all of them together leaves the predictions as they are
+    mean           attends evenly, and adds μ times the mean label
+    positive       does what its ideal self does, with ω > 0
+    negative       the same with ω < 0
+    mixed          the same with several responses, which it serves with different signs
+    unstructured   anything else
+
+Roles are given to sets, smallest effect first, so that two heads that cancel are not taken for two that matter, nor
+many small heads for nothing.  Cost: one pass over the prompts and one kernel regressor a head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal
+
+import numpy as np
+import torch
+from einops import einsum
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from icl_interp import theory
+from icl_interp.circuits import Circuits
+from icl_interp.estimates import Estimate, exact, mean_of, ratio_of
+from icl_interp.tasks import LinearRegression, Prompt, Task
+
+Role = Literal["positive", "negative", "dummy", "mean", "mixed", "unstructured"]
+
+# Predictions may change by this much (root mean square, relative to them) and count as unchanged: a quarter of a
+# percent of their energy, less than the 0.9 % by which η scatters from one iterate of a training to the next.
+NEGLIGIBLE = 0.05
+# A head may miss its ideal self by this much of what that self does beyond averaging labels: trained heads miss by some
+# 0.1, random ones by more than 2.
+FIDELITY = 0.5
+EXHAUSTIVE = 12  # heads up to which every set is tried for cancellation; beyond it, pairs
+
+
+@dataclass(frozen=True, eq=False)
+class Heads:
+    """Roles of a layer's heads and the numbers they rest on.
+
+    Args:
+        roles: one a head.
+        stable: whether each quarter of the prompts alone gives the same roles.
+        omega: ω, weight along G.
+        omega_half: half-width of ω's 95 % t-interval over the d diagonal entries.
+        mu: μ of the regression on the ideal kernel.
+        mu_half: half-width of μ's 95 % interval over prompts (robust to heteroscedasticity).
+        effect: root mean square of the head's output relative to the prediction's.
+        misfit: rms of (output − ideal) relative to rms of (ideal − its mean-label part).
+        explained: fraction of the prediction's energy that the ideal selves together explain.
+        cancelling: sets of heads that matter one at a time and do nothing together.
+    """
+
+    roles: tuple[Role, ...]
+    stable: bool
+    omega: Float[np.ndarray, "heads"]
+    omega_half: Float[np.ndarray, "heads"]
+    mu: Float[np.ndarray, "heads outputs"]
+    mu_half: Float[np.ndarray, "heads outputs"]
+    effect: Float[np.ndarray, "heads"]
+    misfit: Float[np.ndarray, "heads"]
+    explained: Estimate
+    cancelling: tuple[tuple[int, ...], ...]
+
+    def are(self, *roles: Role) -> Bool[np.ndarray, "heads"]:
+        """Which heads have one of these roles."""
+        return np.array([role in roles for role in self.roles], dtype=bool)
+
+    @property
+    def structured(self) -> bool:
+        """Whether ω and μ tell what the model does: the ideal selves explain it, and some head attends."""
+        return self.explained.value >= 1 - STRUCTURED and bool(self.are("positive", "negative", "mixed").any())
+
+
+# ω and μ describe a model if ideal heads explain its predictions but for this fraction of their energy.  Trained models
+# miss 0.2 % or so; untrained ones miss most.
+STRUCTURED = 0.05
+
+
+def reference_shape(task: Task | None, dim: int) -> Float[np.ndarray, "dim dim"]:
+    """G, the shape KQ_11 is expected to have, with trace d: the identity unless a known Σ says otherwise."""
+    if not isinstance(task, LinearRegression) or task.isotropic:
+        return np.eye(dim)
+    gamma = theory.debiased_preconditioner(
+        task.sigma, length=task.length, noise_var=task.noise_var, signal_var=task.signal_var
+    )
+    return gamma * dim / np.trace(gamma)
+
+
+def along(shape: Float[np.ndarray, "dim dim"], KQ_11: Float[np.ndarray, "*heads dim dim"]) -> np.ndarray:
+    """KQ_11 in the basis where `shape` is the identity, G^{-1/2} KQ_11 G^{-1/2}: ω·I for an ideal head."""
+    values, vectors = np.linalg.eigh(shape)
+    root = vectors @ np.diag(values**-0.5) @ vectors.T
+    return root @ KQ_11 @ root
+
+
+def classify(circuits: Circuits, prompt: Prompt, shape: Float[np.ndarray, "dim dim"]) -> Heads:
+    """The roles of a one-layer model's heads on `prompt` (float64 prompts, thousands of them)."""
+    outputs = circuits.head_outputs(prompt)
+    omega = np.diagonal(along(shape, circuits.KQ_11[0]), axis1=-2, axis2=-1)
+    ideal = _ideal_kernels(circuits, prompt, shape, omega.mean(-1))
+    parts = _Parts.measure(outputs, ideal, prompt.y.mean(1))
+    roles, cancelling = _assign(parts, omega)
+    quarters = [parts.of(quarter) for quarter in np.array_split(np.arange(len(prompt)), 4) if len(quarter)]
+    energy = parts.energy(parts.outputs)
+    total = max(parts.total, np.finfo(float).tiny)
+    return Heads(
+        roles=roles,
+        stable=all(_assign(part, omega)[0] == roles for part in quarters),
+        omega=omega.mean(-1),
+        omega_half=np.array([mean_of(entries).half if len(entries) > 1 else 0.0 for entries in omega]),
+        mu=parts.mu,
+        mu_half=parts.mu_half(),
+        effect=np.sqrt(energy / total),
+        misfit=parts.misfit(),
+        explained=parts.explained(),
+        cancelling=cancelling,
+    )
+
+
+def _ideal_kernels(
+    circuits: Circuits, prompt: Prompt, shape: np.ndarray, omega: np.ndarray
+) -> Float[Tensor, "batch heads outputs"]:
+    """Σ softmax(·) y of each ideal head; with several responses KQ_11 keeps its whole diagonal (features by task)."""
+    if circuits.n_outputs == 1:
+        matrices = omega[:, None, None] * shape
+    else:
+        matrices = circuits.KQ_11[0] * np.eye(circuits.dim)
+    asks = einsum(torch.from_numpy(matrices).to(prompt.x), prompt.x_q, "h k q, b q -> b h k")
+    weights = torch.softmax(einsum(asks, prompt.x, "b h k, b l k -> b h l"), -1)
+    return einsum(weights, prompt.y, "b h l, b l n -> b h n")
+
+
+@dataclass(frozen=True, eq=False)
+class _Parts:
+    """Per prompt: what each head adds, what its ideal kernel is, the mean label; and μ fitted to all prompts."""
+
+    outputs: Float[np.ndarray, "batch heads outputs"]
+    ideal: Float[np.ndarray, "batch heads outputs"]
+    mean_label: Float[np.ndarray, "batch 1 outputs"]
+    mu: Float[np.ndarray, "heads outputs"]
+
+    @classmethod
+    def measure(cls, outputs: Tensor, ideal: Tensor, mean_label: Tensor) -> _Parts:
+        o, k = outputs.double().cpu().numpy(), ideal.double().cpu().numpy()
+        energy = (k**2).sum(0)
+        mu = np.divide((k * o).sum(0), energy, out=np.zeros_like(energy), where=energy > 0)
+        return cls(o, k, mean_label.double().cpu().numpy()[:, None], mu)
+
+    def of(self, index: np.ndarray) -> _Parts:
+        return _Parts(self.outputs[index], self.ideal[index], self.mean_label[index], self.mu)
+
+    @staticmethod
+    def energy(x: np.ndarray) -> Float[np.ndarray, "heads"]:
+        return (x**2).sum(-1).mean(0)
+
+    @property
+    def total(self) -> float:
+        return float((self.outputs.sum(1) ** 2).sum(-1).mean())
+
+    def misfit(self) -> Float[np.ndarray, "heads"]:
+        missed = self.energy(self.outputs - self.mu * self.ideal)
+        signal = self.energy(self.mu * (self.ideal - self.mean_label))
+        return np.sqrt(np.divide(missed, signal, out=np.full_like(missed, np.inf), where=signal > 0))
+
+    def explained(self) -> Estimate:
+        predictions = (self.outputs.sum(1) ** 2).sum(-1)
+        missed = ((self.outputs - self.mu * self.ideal).sum(1) ** 2).sum(-1)
+        if not predictions.any():
+            return exact(0.0)
+        return ratio_of(predictions - missed, predictions)
+
+    def mu_half(self) -> Float[np.ndarray, "heads outputs"]:
+        residual = self.ideal * (self.outputs - self.mu * self.ideal)
+        energy = (self.ideal**2).sum(0)
+        error = np.sqrt((residual**2).sum(0))
+        return 1.96 * np.divide(error, energy, out=np.full_like(error, np.inf), where=energy > 0)
+
+
+def _assign(
+    parts: _Parts, omega: Float[np.ndarray, "heads dim"]
+) -> tuple[tuple[Role, ...], tuple[tuple[int, ...], ...]]:
+    heads = range(parts.outputs.shape[1])
+    limit = NEGLIGIBLE**2 * parts.total
+    dummies = _negligible(_gram(parts.outputs), limit)
+    beyond_mean = _gram(parts.outputs - parts.mu * parts.mean_label)
+    means = _negligible(beyond_mean, limit, [h for h in heads if h not in dummies])
+    cancelling = _cancelling(_gram(parts.outputs), limit, [h for h in heads if h not in dummies | means])
+    dummies |= {h for group in cancelling for h in group}
+    attending = [h for h in heads if h not in dummies | means]
+    fits = _fits(parts, np.sign(omega.mean(-1)), attending)
+    roles: tuple[Role, ...] = tuple(
+        "dummy"
+        if h in dummies
+        else "mean"
+        if h in means
+        else _sign(parts.mu[h], omega[h])
+        if fits[h]
+        else "unstructured"
+        for h in heads
+    )
+    return roles, cancelling
+
+
+def _fits(parts: _Parts, sign: np.ndarray, attending: list[int]) -> Bool[np.ndarray, "heads"]:
+    """Which heads do what their ideal selves do: alone, or because heads of the same sign make up for what they miss.
+
+    Heads that attend alike share one job in any way they like (their OVs are only known in sum), so what one of them
+    does beyond its ideal self another may undo.
+    """
+    missed = _gram(parts.outputs - parts.mu * parts.ideal)
+    signal = _gram(parts.mu * (parts.ideal - parts.mean_label))
+    fits = np.diagonal(missed) <= FIDELITY**2 * np.diagonal(signal)
+    for head in attending:
+        group = np.ix_(*[[h for h in attending if sign[h] == sign[head]]] * 2)
+        fits[head] |= missed[group].sum() <= FIDELITY**2 * min(signal[group].sum(), missed[head, head])
+    return fits
+
+
+def _sign(mu: np.ndarray, omega: np.ndarray) -> Role:
+    serves = np.sign(mu[np.abs(mu) > NEGLIGIBLE * np.abs(mu).max()])
+    asks = np.sign(omega[np.abs(omega) > FIDELITY * np.abs(omega).max()])
+    if len(mu) > 1 and (len(set(serves)) > 1 or len(set(asks)) > 1):
+        return "mixed"
+    return "positive" if omega.mean() > 0 else "negative"
+
+
+def _gram(x: Float[np.ndarray, "batch heads outputs"]) -> Float[np.ndarray, "heads heads"]:
+    return np.einsum("bhn,bgn->hg", x, x) / len(x)
+
+
+def _negligible(gram: np.ndarray, limit: float, among: list[int] | None = None) -> set[int]:
+    """The heads whose parts, smallest first, together stay below `limit`."""
+    order = sorted(range(len(gram)) if among is None else among, key=lambda h: gram[h, h])
+    chosen: list[int] = []
+    for head in order:
+        if gram[np.ix_([*chosen, head], [*chosen, head])].sum() > limit or gram[head, head] > limit:
+            break
+        chosen.append(head)
+    return set(chosen)
+
+
+def _cancelling(gram: np.ndarray, limit: float, among: list[int]) -> tuple[tuple[int, ...], ...]:
+    """Smallest disjoint sets of heads that together stay below `limit`."""
+    found: list[tuple[int, ...]] = []
+    for size in range(2, (len(among) if len(among) <= EXHAUSTIVE else 2) + 1):
+        for group in combinations(among, size):
+            if not any(set(group) & set(other) for other in found) and gram[np.ix_(group, group)].sum() <= limit:
+                found.append(group)
+    return tuple(found)

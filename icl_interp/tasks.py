@@ -1,0 +1,287 @@
+"""In-context regression tasks: where prompts come from (arXiv 2503.12734, section 2; theory in `icl_interp.theory`).
+
+A prompt is L demonstrations (x_ℓ, y_ℓ) and a query x_q whose response y_q is to be predicted.  A `Task` draws prompts;
+any object with the protocol's four members trains and is analyzed.  Drawing costs about one normal per number drawn.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from icl_interp import theory
+from icl_interp.config import check_count, check_positive
+from icl_interp.errors import ConfigError
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """A batch of prompts: demonstrations, query, and the query's response.
+
+    Raises:
+        ConfigError: the four shapes do not belong together.
+    """
+
+    x: Float[Tensor, "batch length dim"]
+    y: Float[Tensor, "batch length outputs"]
+    x_q: Float[Tensor, "batch dim"]
+    y_q: Float[Tensor, "batch outputs"]
+
+    def __post_init__(self) -> None:
+        batch, dim, outputs = self.x.shape[0], self.x.shape[-1], self.y.shape[-1]
+        fits = self.x.ndim == self.y.ndim == 3 and self.x.shape[:2] == self.y.shape[:2]
+        if not (fits and self.x_q.shape == (batch, dim) and self.y_q.shape == (batch, outputs)):
+            raise ConfigError(
+                "a prompt needs x (batch, length, dim), y (batch, length, outputs), x_q (batch, dim) and y_q (batch, "
+                f"outputs), got x {tuple(self.x.shape)}, y {tuple(self.y.shape)}, x_q {tuple(self.x_q.shape)}, "
+                f"y_q {tuple(self.y_q.shape)}"
+            )
+
+    @property
+    def length(self) -> int:
+        """L, the number of demonstrations."""
+        return self.x.shape[1]
+
+    @property
+    def demonstrations(self) -> Float[Tensor, "batch length d_model"]:
+        """The columns (x_ℓ, y_ℓ) that attention reads."""
+        return torch.cat([self.x, self.y], dim=-1)
+
+    @property
+    def query(self) -> Float[Tensor, "batch d_model"]:
+        """The column (x_q, 0) that asks."""
+        return torch.cat([self.x_q, torch.zeros_like(self.y_q)], dim=-1)
+
+    @property
+    def z(self) -> Float[Tensor, "batch positions d_model"]:
+        """The residual stream at layer 0: L demonstrations, then the query with zeros for its response."""
+        return torch.cat([self.demonstrations, self.query[:, None]], dim=1)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Prompt:
+        """The same prompts on another device or in another dtype."""
+        return Prompt(*(t.to(device=device, dtype=dtype) for t in (self.x, self.y, self.x_q, self.y_q)))
+
+    def __len__(self) -> int:
+        return self.x.shape[0]
+
+    def __getitem__(self, index: slice) -> Prompt:
+        return Prompt(self.x[index], self.y[index], self.x_q[index], self.y_q[index])
+
+
+@runtime_checkable
+class Task(Protocol):
+    """A distribution over prompts.  Write one to train on, or analyze under, data of your own."""
+
+    @property
+    def dim(self) -> int:
+        """d, the number of covariates."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """L, the number of demonstrations in training."""
+        ...
+
+    @property
+    def n_outputs(self) -> int:
+        """N, the number of responses."""
+        ...
+
+    def sample(
+        self,
+        batch: int,
+        *,
+        length: int | None = None,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+    ) -> Prompt:
+        """Draw `batch` prompts of `length` (default: the task's) with all randomness from `generator`."""
+        ...
+
+
+@dataclass(frozen=True)
+class UnavailableTask:
+    """Stands in for a user's own task in a run read from disk: a file can describe code, not bring it back."""
+
+    dim: int
+    length: int
+    n_outputs: int
+    description: str
+
+    def sample(
+        self,
+        batch: int,
+        *,
+        length: int | None = None,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+    ) -> Prompt:
+        """Raise `ConfigError`: the task has to be passed again."""
+        raise ConfigError(f"this run was trained on a task of its user's own, {self.description}: pass it as task=")
+
+
+@dataclass(frozen=True)
+class KMS:
+    """Kac–Murdock–Szegő covariance Σ_ij = ρ^|i−j| of any size."""
+
+    rho: float
+
+    def __post_init__(self) -> None:
+        theory.kms_covariance(1, self.rho)  # checks ρ
+
+
+def kms(rho: float) -> KMS:
+    """Kac–Murdock–Szegő covariance with correlation `rho` between neighbours, −1 < rho < 1."""
+    return KMS(rho)
+
+
+# What `LinearRegression` takes; matrices and vectors are kept as tuples, so that tasks can be compared and hashed.
+Covariance = KMS | Sequence[Sequence[float]] | np.ndarray | None
+Mean = float | Sequence[float] | np.ndarray
+
+
+@dataclass(frozen=True)
+class LinearRegression:
+    """y = βᵀx + ε with x ~ N(mean, Σ), β ~ N(0, signal_var·I/d), ε ~ N(0, noise_var).
+
+    Args:
+        dim: d.
+        length: L in training.
+        noise_var: σ².
+        covariance: Σ: None for the identity, `kms(rho)`, or a (d, d) matrix (kept as a tuple of rows).
+        mean: mean of every x: one number for all coordinates, or d of them.  It is what tells debiased from vanilla GD.
+        query_noise: whether the target y_q carries noise, as published, or is the noiseless βᵀx_q.
+        signal_var: E‖β‖², 1 in the paper; the published multi-task code uses d.
+
+    Raises:
+        ConfigError: a size below one, a negative variance, a Σ that is not a symmetric positive-definite (d, d) matrix.
+    """
+
+    dim: int
+    length: int
+    noise_var: float = 0.1
+    covariance: Covariance = None
+    mean: Mean = 0.0
+    query_noise: bool = True
+    signal_var: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_count("dim", self.dim)
+        check_count("length", self.length)
+        check_positive("noise_var", self.noise_var, zero=True)
+        check_positive("signal_var", self.signal_var)
+        if self.covariance is not None and not isinstance(self.covariance, KMS):
+            object.__setattr__(self, "covariance", _checked_covariance(self.covariance, self.dim))
+        object.__setattr__(self, "mean", _checked_mean(self.mean, self.dim))
+
+    @property
+    def n_outputs(self) -> int:
+        """One response."""
+        return 1
+
+    @cached_property
+    def sigma(self) -> Float[np.ndarray, "dim dim"]:
+        """Σ as a matrix."""
+        if self.covariance is None:
+            return np.eye(self.dim)
+        if isinstance(self.covariance, KMS):
+            return theory.kms_covariance(self.dim, self.covariance.rho)
+        return np.array(self.covariance)
+
+    @property
+    def mean_vector(self) -> Float[np.ndarray, "dim"]:
+        """E[x]."""
+        return np.broadcast_to(np.asarray(self.mean, dtype=float), (self.dim,)).copy()
+
+    @property
+    def isotropic(self) -> bool:
+        """Whether Σ is a multiple of the identity."""
+        return bool(np.allclose(self.sigma, self.sigma[0, 0] * np.eye(self.dim), rtol=0, atol=1e-12))
+
+    @property
+    def centred(self) -> bool:
+        """Whether E[x] = 0."""
+        return not np.any(self.mean_vector)
+
+    def shifted(self, mean: Mean) -> LinearRegression:
+        """The same task with another mean of x."""
+        return dataclasses.replace(self, mean=mean)
+
+    @cached_property
+    def _cholesky(self) -> Tensor:
+        return torch.from_numpy(np.linalg.cholesky(self.sigma)).float()
+
+    def sample(
+        self,
+        batch: int,
+        *,
+        length: int | None = None,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+    ) -> Prompt:
+        """Draw `batch` independent prompts (float32), each with its own β.
+
+        Args:
+            batch: number of prompts.
+            length: demonstrations in each; None means the task's own.
+            generator: where randomness comes from, on `device`; None means torch's global generator.
+            device: where the prompts live; None means the generator's device.
+
+        Raises:
+            ConfigError: `batch` or `length` below one.
+        """
+        check_count("batch", batch)
+        L = self.length if length is None else length
+        check_count("length", L)
+        if device is None and generator is not None:
+            device = generator.device
+        options = {"generator": generator, "device": device}
+
+        x = torch.randn(batch, L + 1, self.dim, **options)  # the query is the last one
+        if self.covariance is not None:
+            x = x @ self._cholesky.to(x.device).mT
+        if not self.centred:
+            x = x + torch.tensor(self.mean_vector, dtype=x.dtype, device=x.device)
+        beta = torch.randn(batch, self.dim, 1, **options) * (self.signal_var / self.dim) ** 0.5
+        noise = torch.randn(batch, L + 1, 1, **options) * self.noise_var**0.5
+        if not self.query_noise:
+            noise[:, L] = 0
+        y = torch.baddbmm(noise, x, beta)
+        return Prompt(x=x[:, :L], y=y[:, :L], x_q=x[:, L], y_q=y[:, L])
+
+
+def _checked_covariance(covariance: object, dim: int) -> tuple[tuple[float, ...], ...]:
+    try:
+        sigma = np.asarray(covariance, dtype=float)
+    except (TypeError, ValueError):
+        raise ConfigError(f"covariance must be None, kms(rho) or a ({dim}, {dim}) matrix, got {covariance!r}") from None
+    if sigma.shape != (dim, dim):
+        raise ConfigError(f"covariance must have shape ({dim}, {dim}) for dim={dim}, got {sigma.shape}")
+    if not np.isfinite(sigma).all():
+        raise ConfigError("covariance must be finite, got NaN or infinity in it")
+    if not np.allclose(sigma, sigma.T, rtol=1e-6, atol=1e-8 * np.abs(sigma).max()):
+        raise ConfigError(
+            f"covariance must be symmetric, got entries that differ by {np.abs(sigma - sigma.T).max():.3g}"
+        )
+    smallest = float(np.linalg.eigvalsh(sigma)[0])
+    if smallest <= 1e-10 * np.abs(sigma).max():
+        raise ConfigError(f"covariance must be positive definite, got a smallest eigenvalue of {smallest:.3g}")
+    return tuple(tuple(row) for row in ((sigma + sigma.T) / 2).tolist())
+
+
+def _checked_mean(mean: object, dim: int) -> float | tuple[float, ...]:
+    try:
+        values = np.asarray(mean, dtype=float)
+    except (TypeError, ValueError):
+        values = np.full(1, np.nan)
+    if values.shape not in ((), (dim,)) or not np.isfinite(values).all():
+        raise ConfigError(f"mean must be one finite number or {dim} of them, got {mean!r}")
+    return float(values) if values.ndim == 0 else tuple(values.tolist())

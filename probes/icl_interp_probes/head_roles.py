@@ -1,0 +1,168 @@
+"""What is each head for?  (arXiv 2503.12734, Observations 1 and 2; roles as `icl_interp.roles` defines them.)
+
+Roles are judged by what heads do to predictions on sampled prompts, and jointly.  Beside them stands what each head is
+worth: the rise in risk when it is removed, on the same prompts.  Cost: one pass over the budget's prompts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from icl_interp.probing import (
+    Bars,
+    Block,
+    Context,
+    Estimate,
+    Need,
+    Table,
+    Text,
+    Threshold,
+    Verdict,
+    judge,
+    mean_of,
+    not_applicable,
+    probe,
+)
+from icl_interp.roles import STRUCTURED, Role
+
+SOURCE = "arXiv 2503.12734, Observation 2"
+EXPLAINED = Threshold("trained models leave 0.1 to 1 % unexplained, untrained ones most of it", low=1 - STRUCTURED)
+MATCHED = Threshold("sign(ω)·μ of every attending head has to be positive beyond its error", low=0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class HeadRoles:
+    """Roles, and what they rest on; see `icl_interp.roles.Heads`.
+
+    `risk_without` is the rise in risk when the head alone is removed, `risk_without_group` when all heads of a role
+    are.
+    """
+
+    roles: tuple[Role, ...]
+    stable: bool
+    structured: bool
+    omega: Float[np.ndarray, "heads"]
+    mu: Float[np.ndarray, "heads outputs"]
+    mu_half: Float[np.ndarray, "heads outputs"]
+    effect: Float[np.ndarray, "heads"]
+    misfit: Float[np.ndarray, "heads"]
+    explained: Estimate
+    cancelling: tuple[tuple[int, ...], ...]
+    risk_without: tuple[Estimate, ...]
+    risk_without_group: tuple[tuple[str, Estimate], ...]
+    prompts: int
+
+
+@probe(
+    name="head_roles",
+    title="Which heads are positive, negative, dummy, or something else?",
+    needs=Need.WEIGHTS | Need.FORWARD | Need.TASK,
+    cost="a few seconds",
+)
+class HeadRolesProbe:
+    """Roles by effect, jointly."""
+
+    def run(self, context: Context) -> HeadRoles:
+        """Classify, then remove each head and each role on prompts that the classification did not see."""
+        heads = context.heads
+        outputs, targets = [], []
+        for prompt in context.chunks("ablation"):
+            outputs.append(context.head_outputs(prompt).cpu().numpy())
+            targets.append(prompt.y_q.cpu().numpy())
+        o, y = np.concatenate(outputs), np.concatenate(targets)
+        groups = {role: heads.are(role) for role in dict.fromkeys(heads.roles)}
+        return HeadRoles(
+            roles=heads.roles,
+            stable=heads.stable,
+            structured=heads.structured,
+            omega=heads.omega,
+            mu=heads.mu,
+            mu_half=heads.mu_half,
+            effect=heads.effect,
+            misfit=heads.misfit,
+            explained=heads.explained,
+            cancelling=heads.cancelling,
+            risk_without=tuple(_rise(o, y, np.arange(o.shape[1]) == h) for h in range(o.shape[1])),
+            risk_without_group=tuple((role, _rise(o, y, members)) for role, members in groups.items()),
+            prompts=len(y),
+        )
+
+    def blocks(self, result: HeadRoles) -> list[Block]:
+        """A table a head, and what removing it costs."""
+        rows = tuple(
+            (
+                h,
+                role,
+                float(result.omega[h]),
+                ", ".join(f"{m:.4g} ± {e:.2g}" for m, e in zip(result.mu[h], result.mu_half[h], strict=True)),
+                float(result.effect[h]),
+                float(result.misfit[h]),
+                str(result.risk_without[h]),
+            )
+            for h, role in enumerate(result.roles)
+        )
+        columns = ("head", "role", "ω", "μ (95 %)", "effect", "misfit", "risk without it − risk")
+        rises = result.risk_without
+        blocks: list[Block] = [
+            Table(columns, rows, alt="Role, ω, μ and effect of every head."),
+            Table(
+                ("role", "risk without all of them − risk"),
+                tuple((role, str(estimate)) for role, estimate in result.risk_without_group),
+                alt="What removing all heads of a role costs.",
+            ),
+            Bars(
+                tuple(f"head {h}" for h in range(len(rises))),
+                np.array([r.value for r in rises]),
+                alt="Rise in risk when one head is removed.",
+                title="Rise in risk without a head",
+                low=np.array([r.low for r in rises]),
+                high=np.array([r.high for r in rises]),
+            ),
+        ]
+        if result.cancelling:
+            sets = "; ".join(" and ".join(map(str, group)) for group in result.cancelling)
+            blocks.append(Text(f"Heads that matter one at a time and do nothing together: {sets}."))
+        return blocks
+
+    def judge(self, result: HeadRoles) -> list[Verdict]:
+        """Do ideal heads explain the model, and do signs match?"""
+        count = ", ".join(f"{result.roles.count(role)} {role}" for role in dict.fromkeys(result.roles))
+        sentence = f"Ideal heads explain {result.explained.value:.2%} of the prediction's energy; heads: {count}."
+        verdicts = [
+            judge("heads_structured", SOURCE.replace("Observation 2", "(3.2)"), result.explained, EXPLAINED, sentence)
+        ]
+        return [*verdicts, self._signs(result)]
+
+    def _signs(self, result: HeadRoles) -> Verdict:
+        claim = "sign_matching"
+        if not result.structured:
+            return not_applicable(claim, SOURCE, "ω and μ do not describe this model: its heads are unstructured")
+        attending = [h for h, role in enumerate(result.roles) if role in ("positive", "negative")]
+        if not attending:
+            return not_applicable(claim, SOURCE, "the claim is about one response; every attending head here is mixed")
+        if not result.stable:
+            return Verdict(
+                claim, SOURCE, "inconclusive", "Quarters of the prompts disagree about the roles: too few prompts."
+            )
+        sign = np.sign(result.omega)[attending]
+        products = sign * result.mu[attending, 0]
+        worst = int(products.argmin())
+        half = float(result.mu_half[attending, 0][worst])
+        value = float(products[worst])
+        estimate = Estimate(value, value - half, value + half, "prompts")
+        return judge(
+            claim,
+            SOURCE,
+            estimate,
+            MATCHED,
+            f"The smallest sign(ω)·μ among attending heads is {value:.3g} (head {attending[worst]}).",
+        )
+
+
+def _rise(outputs: np.ndarray, targets: np.ndarray, removed: np.ndarray) -> Estimate:
+    error = outputs.sum(1) - targets
+    without = error - outputs[:, removed].sum(1)
+    return mean_of((without**2 - error**2).mean(-1))

@@ -1,0 +1,364 @@
+"""What are ω and μ, and is this the solution the theory describes?  (arXiv 2503.12734, Observation 2, (4.2)–(4.8).)
+
+Heads of one layer are kernel regressors with (ω, μ).  The theory: |ω_h| = γ on every head that attends (4.4), Σμ = 0
+(4.2), the groups' sums of μ are ±μ_γ (4.6)–(4.7), and η = Σ ωμ is close to η* (4.3).  γ itself is hardly decided by the
+loss, so everything is compared at the run's own γ.
+
+Intervals: ω by a t-interval over the diagonal of KQ_11, μ as a function, by regressing the head's output on its ideal
+kernel.  A final iterate is noisy (η by about 0.9 %), so where the training was recorded the claims are judged on the
+mean iterate of its last fifth, with an error from batch means; else on the checkpoint itself.  Two heads of the same
+sign are a basin of their own, which behaves like one head.  Cost: one pass over the budget's prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from icl_interp.estimators import GradientDescent, best_kernel
+from icl_interp.manifold import Groups, manifold_mu, one_head_formula, optimal_step
+from icl_interp.probing import (
+    Block,
+    Context,
+    Estimate,
+    Need,
+    Table,
+    Text,
+    Threshold,
+    Verdict,
+    exact,
+    judge,
+    mean_of,
+    not_applicable,
+    probe,
+    propagate,
+    slope_of,
+)
+from icl_interp.roles import Heads, Role, along
+
+PAPER = "arXiv 2503.12734"
+BATCHES = 5  # batch means: the late iterates are autocorrelated, their means over a fifth of them hardly are
+Kind = Literal["opposite", "same_sign", "single", "unstructured"]
+
+SPREAD = Threshold("|ω| differs by 0.1 to 4 % between the heads of a trained run", high=0.1)
+ZERO_SUM = Threshold("|Σμ|/Σ|μ| is 0.001 to 0.01 in trained models, 1 where all heads have one sign", high=0.03)
+STEP = Threshold(
+    "η scatters by 0.9 % between iterates, and is within 1 % of η* on average: three times that", 0.97, 1.03
+)
+MANIFOLD = Threshold("trained runs are 0.002 to 0.03 off, a run in the same-sign basin more than 0.5", high=0.05)
+BOTH_SIGNS = Threshold("at least one head of each sign", low=1.0)
+OPTIMUM = Threshold("single heads end within 2 %; (4.12) is 14 % off in the main setting", high=0.05)
+
+
+@dataclass(frozen=True, eq=False)
+class KernelFit:
+    """ω and μ with their intervals, and what follows from them.
+
+    Args:
+        kind: "opposite" (heads of both signs), "same_sign" (several heads, none of the other sign), "single" (a model
+        of
+            one head), or "unstructured".
+        roles: of each head. stable: whether quarters of the prompts agree about the roles. omega, omega_half: ω and the
+        half-width of its interval over KQ_11's diagonal. mu, mu_half: μ as a function, and the half-width of its
+        interval over prompts. mu_weights: μ read off OV_22. late_omega, late_mu: the mean of ω and of OV_22 over the
+        last fifth of training; the checkpoint's without a record. iterate: which of the two the claims are judged on.
+        gamma: mean |ω| of attending heads. spread: largest deviation of |ω| from γ, relative to γ. zero_sum: |Σμ| /
+        Σ|μ|. eta: Σ ωμ. eta_function: slope of the predictions on the debiased-GD direction (1/L) Σ y (x − x̄)ᵀ G x_q.
+        eta_star: optimal step; None where it has no closed form (covariates with a mean). positive_mu, negative_mu:
+        sums of μ over the positive and the negative heads. mu_gamma: what theory wants of them at this γ; None unless
+        covariates are isotropic and centred. manifold: root-mean-square relative distance to the solution manifold at
+        this γ, over |ω| and the groups' sums. optimum_omega, optimum_mu: where the true risk of one head is least.
+        None but for a model of one head. formula_omega, formula_mu: where (4.12) says it is.
+    """
+
+    kind: Kind
+    roles: tuple[Role, ...]
+    stable: bool
+    omega: Float[np.ndarray, "heads"]
+    omega_half: Float[np.ndarray, "heads"]
+    mu: Float[np.ndarray, "heads"]
+    mu_half: Float[np.ndarray, "heads"]
+    mu_weights: Float[np.ndarray, "heads"]
+    late_omega: Float[np.ndarray, "heads"]
+    late_mu: Float[np.ndarray, "heads"]
+    iterate: str
+    gamma: Estimate
+    spread: Estimate
+    zero_sum: Estimate
+    eta: Estimate
+    eta_function: Estimate
+    eta_star: float | None
+    positive_mu: Estimate
+    negative_mu: Estimate
+    mu_gamma: Estimate | None
+    manifold: Estimate | None
+    optimum_omega: Estimate | None
+    optimum_mu: Estimate | None
+    formula_omega: float | None
+    formula_mu: float | None
+
+
+@probe(
+    name="kernel_fit",
+    title="Which (ω, μ) does each head have, and do they solve the problem as theory says?",
+    needs=Need.WEIGHTS | Need.FORWARD | Need.TASK,
+    uses=Need.DYNAMICS,
+    cost="a few seconds",
+)
+class KernelFitProbe:
+    """Fits ω and μ, and compares them with the solution manifold."""
+
+    def run(self, context: Context) -> KernelFit:
+        """Fit, then derive every quantity on the late mean iterate or on the checkpoint."""
+        context.one_layer()
+        context.single_response()
+        heads, task = context.heads, context.task
+        groups = Groups(heads.are("positive"), heads.are("negative"))
+        kind = _kind(groups, heads.structured)
+        iterates, estimate = _judged_on(context, heads)
+        mu_of = manifold_mu(task) if kind in ("opposite", "same_sign") else None
+        optimum = _one_head_optimum(context) if kind == "single" else (None, None)
+        formula = one_head_formula(task) if optimum[0] else None
+        return KernelFit(
+            kind=kind,
+            roles=heads.roles,
+            stable=heads.stable,
+            omega=heads.omega,
+            omega_half=heads.omega_half,
+            mu=heads.mu[:, 0],
+            mu_half=heads.mu_half[:, 0],
+            mu_weights=context.circuits.mu[0, :, 0],
+            late_omega=iterates.omega.mean(0),
+            late_mu=iterates.mu.mean(0),
+            iterate=iterates.name,
+            gamma=estimate(groups.gamma),
+            spread=estimate(groups.spread).map(_clip),
+            zero_sum=estimate(groups.imbalance).map(_clip),
+            eta=estimate(groups.step),
+            eta_function=_functional_step(context),
+            eta_star=optimal_step(task),
+            positive_mu=estimate(groups.positive_sum),
+            negative_mu=estimate(groups.negative_sum),
+            mu_gamma=estimate(lambda omega, mu: mu_of(groups.gamma(omega, mu))) if mu_of else None,
+            manifold=estimate(lambda omega, mu: groups.distance(omega, mu, mu_of)).map(_clip) if mu_of else None,
+            optimum_omega=optimum[0],
+            optimum_mu=optimum[1],
+            formula_omega=formula[0] if formula else None,
+            formula_mu=formula[1] if formula else None,
+        )
+
+    def blocks(self, result: KernelFit) -> list[Block]:
+        """ω and μ a head; then what follows from them beside what theory says."""
+        heads = tuple(
+            (
+                h,
+                role,
+                _pm(result.omega[h], result.omega_half[h]),
+                _pm(result.mu[h], result.mu_half[h]),
+                float(result.mu_weights[h]),
+                float(result.late_omega[h]),
+                float(result.late_mu[h]),
+            )
+            for h, role in enumerate(result.roles)
+        )
+        columns = ("head", "role", "ω (95 %)", "μ (95 %)", "OV_22", "ω, late mean", "μ, late mean")
+        rows: list[tuple[str, str, str]] = [
+            ("γ, mean |ω|", str(result.gamma), "hardly decided by the loss"),
+            ("spread of |ω|, relative", str(result.spread), "0"),
+            ("|Σμ| / Σ|μ|", str(result.zero_sum), "0"),
+            ("η = Σ ωμ", str(result.eta), _number(result.eta_star)),
+            ("η as a function", str(result.eta_function), _number(result.eta_star)),
+            ("Σμ, positive heads", str(result.positive_mu), str(result.mu_gamma or "")),
+            ("Σμ, negative heads", str(result.negative_mu), f"−({result.mu_gamma})" if result.mu_gamma else ""),
+        ]
+        if result.manifold is not None:
+            rows.append(("distance to the solution manifold", str(result.manifold), "0"))
+        if result.optimum_omega is not None:
+            rows.append(
+                ("one-head optimum: ω", str(result.optimum_omega), f"{_number(result.formula_omega)} by (4.12)")
+            )
+            rows.append(("one-head optimum: μ", str(result.optimum_mu), f"{_number(result.formula_mu)} by (4.12)"))
+        return [
+            Table(columns, heads, alt="ω and μ of every head with their intervals."),
+            Table(("quantity", "measured", "theory"), tuple(rows), alt="Quantities that theory speaks of."),
+            Text(f"Quantities are those of {result.iterate}."),
+        ]
+
+    def judge(self, result: KernelFit) -> list[Verdict]:
+        """Each claim on the numbers; none of them where heads are unstructured."""
+        return [self._judge(result, *claim) for claim in _CLAIMS]
+
+    def _judge(
+        self, result: KernelFit, claim: str, where: str, several: bool, conclude: Callable[[KernelFit], _Conclusion]
+    ) -> Verdict:
+        source = f"{PAPER}, {where}"
+        if result.kind == "unstructured":
+            return not_applicable(claim, source, "ω and μ do not describe this model: its heads are unstructured")
+        if several and len(result.roles) == 1:
+            return not_applicable(claim, source, "the claim is about several heads; this model has one")
+        if not result.stable:
+            return Verdict(
+                claim, source, "inconclusive", "Quarters of the prompts disagree about roles: too few prompts."
+            )
+        conclusion = conclude(result)
+        if isinstance(conclusion, str):
+            return not_applicable(claim, source, conclusion)
+        estimate, threshold, sentence = conclusion
+        return judge(claim, source, estimate, threshold, sentence)
+
+
+# The number, where it has to lie, and what it means; or why the claim does not apply.
+_Conclusion = tuple[Estimate, Threshold, str] | str
+
+
+def _both_signs(result: KernelFit) -> _Conclusion:
+    counts = result.roles.count("positive"), result.roles.count("negative")
+    if result.kind == "same_sign":
+        sentence = (
+            f"No head has the other sign ({sum(counts)} attend): the same-sign basin, which behaves like one head."
+        )
+    else:
+        sentence = f"{counts[0]} positive and {counts[1]} negative heads."
+    return exact(min(counts)), BOTH_SIGNS, sentence
+
+
+def _same_size(result: KernelFit) -> _Conclusion:
+    if sum(role in ("positive", "negative") for role in result.roles) < 2:
+        return "only one head attends"
+    sentence = f"|ω| of attending heads is γ = {result.gamma.value:.4g} up to {result.spread.value:.1%}."
+    return result.spread, SPREAD, sentence
+
+
+def _zero_sum(result: KernelFit) -> _Conclusion:
+    return result.zero_sum, ZERO_SUM, f"|Σμ| is {result.zero_sum.value:.2%} of Σ|μ|."
+
+
+def _step(result: KernelFit) -> _Conclusion:
+    star = result.eta_star
+    if star is None:
+        return "η* has a closed form for linear regression on centred covariates only"
+    ratio = result.eta.map(lambda eta: eta / star)
+    return ratio, STEP, f"η = {result.eta} against η* = {star:.4f}: a ratio of {ratio.value:.4f}."
+
+
+def _on_manifold(result: KernelFit) -> _Conclusion:
+    if result.manifold is None or result.mu_gamma is None:
+        return "μ_γ has a closed form for isotropic, centred linear regression only"
+    sums = f"{result.positive_mu.value:.4g} and {result.negative_mu.value:.4g}"
+    sentence = f"Sums of μ are {sums}, ±μ_γ is ±{result.mu_gamma.value:.4g} at γ = {result.gamma.value:.4g}."
+    return result.manifold, MANIFOLD, sentence
+
+
+def _at_optimum(result: KernelFit) -> _Conclusion:
+    if result.optimum_omega is None or result.optimum_mu is None:
+        return "the claim is about a model of one head"
+    mu = max(result.positive_mu, result.negative_mu, key=lambda e: abs(e.value)).map(abs)
+    estimates = (result.gamma, mu, result.optimum_omega, result.optimum_mu)
+    miss = propagate(
+        lambda omega, mu, best_omega, best_mu: float(max(abs(omega / best_omega - 1), abs(mu / best_mu - 1))),
+        *((np.array(e.value), np.array(e.half)) for e in estimates),
+    )
+    sentence = (
+        f"(|ω|, |μ|) = ({result.gamma.value:.3f}, {mu.value:.3f}); the true risk of one head is least at "
+        f"({result.optimum_omega.value:.3f}, {result.optimum_mu.value:.3f})"
+    )
+    formula = f", not at (4.12)'s ({result.formula_omega:.3f}, {result.formula_mu:.3f})" if result.formula_omega else ""
+    return miss, OPTIMUM, f"{sentence}{formula}."
+
+
+_CLAIMS = (
+    ("opposite_heads", "Observation 2", True, _both_signs),
+    ("homogeneous_kq", "(4.4)", True, _same_size),
+    ("zero_sum_ov", "(4.2)", True, _zero_sum),
+    ("optimal_step", "(4.3)", True, _step),
+    ("solution_manifold", "(4.6)–(4.7)", True, _on_manifold),
+    ("one_head_optimum", "Figure 3 and (4.12)", False, _at_optimum),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class _Iterates:
+    """(ω, μ) at one or several steps."""
+
+    omega: Float[np.ndarray, "iterates heads"]
+    mu: Float[np.ndarray, "iterates heads"]
+    name: str
+
+
+_Quantity = Callable[[np.ndarray, np.ndarray], float]
+
+
+def _judged_on(context: Context, heads: Heads) -> tuple[_Iterates, Callable[[_Quantity], Estimate]]:
+    """What the claims are judged on, and how a quantity of (ω, μ) is estimated there."""
+    late = _late_iterates(context)
+    if late is not None:
+        return late, lambda quantity: _over_time(quantity, late)
+    mu, mu_half = heads.mu[:, 0], heads.mu_half[:, 0]
+    checkpoint = _Iterates(heads.omega[None], mu[None], "the checkpoint itself")
+    inputs = (heads.omega, heads.omega_half), (mu, mu_half)
+    return checkpoint, lambda quantity: propagate(quantity, *inputs, seed=context.seed)
+
+
+def _late_iterates(context: Context) -> _Iterates | None:
+    """ω and OV_22 at the snapshots of the last fifth of training; None where they are too few for batch means."""
+    circuits = context.late_circuits() if context.offers(Need.DYNAMICS) else []
+    if len(circuits) < 2 * BATCHES:
+        return None
+    omega = np.array([np.einsum("hii->h", along(context.shape, c.KQ_11[0])) / c.dim for c in circuits])
+    name = f"the mean of {len(circuits)} iterates in the last fifth of training"
+    return _Iterates(omega, np.array([c.mu[0, :, 0] for c in circuits]), name)
+
+
+def _over_time(quantity: _Quantity, late: _Iterates) -> Estimate:
+    """`quantity` of the mean iterate; its interval from the means of successive batches."""
+    value = quantity(late.omega.mean(0), late.mu.mean(0))
+    batches = zip(np.array_split(late.omega, BATCHES), np.array_split(late.mu, BATCHES), strict=True)
+    half = mean_of(np.array([quantity(omega.mean(0), mu.mean(0)) for omega, mu in batches])).half
+    return Estimate(value, value - half, value + half, "training time")
+
+
+def _functional_step(context: Context) -> Estimate:
+    """Slope of the predictions on debiased GD's direction."""
+    direction = GradientDescent(context.shape, debiased=True)
+    pairs = [(context.predict(p).cpu().numpy(), direction(p).cpu().numpy()) for p in context.chunks("step")]
+    prediction, gradient = (np.concatenate([pair[i].ravel() for pair in pairs]) for i in (0, 1))
+    return slope_of(prediction, gradient)
+
+
+def _one_head_optimum(context: Context) -> tuple[Estimate, Estimate]:
+    """(ω, μ) of least risk, with the optimum's spread between batches of prompts."""
+    size = max(context.budget // BATCHES, 2)
+    kernels = [
+        best_kernel(context.sample(f"optimum {i}", size), scaled=True, task=context.task) for i in range(BATCHES)
+    ]
+    return mean_of(np.array([k.omega for k in kernels])), mean_of(np.array([k.mu for k in kernels]))
+
+
+def _kind(groups: Groups, structured: bool) -> Kind:
+    if not structured or not groups.attending.any():
+        return "unstructured"
+    if groups.positive.any() and groups.negative.any():
+        return "opposite"
+    return "single" if len(groups.attending) == 1 else "same_sign"
+
+
+def _unfit(result: KernelFit, *, several: bool) -> str:
+    if several and len(result.roles) == 1:
+        return "the claim is about several heads; this model has one"
+    return "ω and μ do not describe this model: its heads are unstructured" if result.kind == "unstructured" else ""
+
+
+def _clip(value: float) -> float:
+    return max(value, 0.0)
+
+
+def _pm(value: float, half: float) -> str:
+    return f"{value:.4g} ± {half:.2g}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"

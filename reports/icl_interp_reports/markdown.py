@@ -1,0 +1,65 @@
+"""The analysis as Markdown: verdicts first, then what each probe measured, as tables; pictures by their alt text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from icl_interp.probing import Block, Outcome, Table, Text
+from icl_interp_reports.words import clean, headline, number, settings
+
+if TYPE_CHECKING:
+    from icl_interp.analysis import Analysis
+
+
+def to_markdown(analysis: Analysis) -> str:
+    """A document that reads the same on a forge and in a terminal; the same analysis gives the same text."""
+    parts = [f"# {escape(headline(analysis))}", "\n".join(f"- {escape(line)}" for line in settings(analysis))]
+    parts += ["## Verdicts", _verdicts(analysis)]
+    for outcome in analysis:
+        parts += [f"## {escape(outcome.title)}", *_outcome(outcome)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _verdicts(analysis: Analysis) -> str:
+    rows = [
+        (v.status.replace("_", " "), v.claim, number(v), v.sentence, v.source) for o in analysis for v in o.verdicts
+    ]
+    return _table(("status", "claim", "value, 95 % interval", "what was found", "source"), rows)
+
+
+def _outcome(outcome: Outcome) -> Iterable[str]:
+    if outcome.status != "done":
+        yield f"*{outcome.status.replace('_', ' ')}*: {escape(outcome.reason)}"
+    for block in outcome.blocks:
+        yield _block(block)
+
+
+def _block(block: Block) -> str:
+    if isinstance(block, Table):
+        title = f"**{escape(block.title)}**\n\n" if block.title else ""
+        return title + _table(block.columns, block.rows)
+    if isinstance(block, Text):
+        return escape(block.text)
+    return f"*{type(block).__name__}: {escape(block.alt)}*"
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [_row(columns), _row(["---"] * len(columns)), *(_row([_cell(cell) for cell in row]) for row in rows)]
+    return "\n".join(lines)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell if cell == "---" else escape(cell) for cell in cells) + " |"
+
+
+def _cell(cell: object) -> str:
+    if cell is None:
+        return ""
+    return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
+
+
+def escape(text: str) -> str:
+    """Text that Markdown shows as it is: no markup, no HTML, no line breaks."""
+    return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", clean(text))
