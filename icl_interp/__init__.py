@@ -13,6 +13,8 @@ Names load their modules on first use, so that importing the package costs neith
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -38,23 +40,6 @@ _HOMES = {
     "training": ("train",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
-_ROOMS = (
-    "circuits",
-    "config",
-    "errors",
-    "estimators",
-    "formats",
-    "model",
-    "probes",
-    "probing",
-    "records",
-    "reports",
-    "roles",
-    "tasks",
-    "testing",
-    "theory",
-    "training",
-)
 
 __all__ = [
     "Analysis",
@@ -86,7 +71,7 @@ def __getattr__(name: str) -> object:
         from importlib.metadata import version
 
         value = version("icl-interp")
-    elif name in _ROOMS:
+    elif name.isidentifier() and not name.startswith("_") and find_spec(f"{__name__}.{name}"):
         value = import_module(f"{__name__}.{name}")
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -95,4 +80,5 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_ROOMS})
+    rooms = (room.name for room in iter_modules(__path__))
+    return sorted({*__all__, *rooms, *(name for name in globals() if name.startswith("__"))})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,13 +15,14 @@ import torch
 
 from icl_interp.circuits import Circuits
 from icl_interp.config import ModelConfig
+from icl_interp.devices import named_device
 from icl_interp.errors import ConfigError
 from icl_interp.formats import load_run
 from icl_interp.formats.files import write_file
 from icl_interp.probing import Context, Outcome, Probe, Verdict, broken, discover, run_probe
 from icl_interp.records import Run
 from icl_interp.serialization import dumps, to_data
-from icl_interp.tasks import Task, UnavailableTask
+from icl_interp.tasks import Task, UnavailableTask, check_task
 
 R = TypeVar("R")
 SCHEMA_VERSION = 1
@@ -77,7 +79,10 @@ class Analysis:
 
     @cached_property
     def verdicts(self) -> pd.DataFrame:
-        """One row a claim: probe, claim, source, status, value, low, high, threshold, sentence."""
+        """One row a claim: probe, claim, source, status, value, low, high (NaN without a number), threshold, sentence.
+
+        `threshold` is text, None where there is none.
+        """
         columns = ["probe", "claim", "source", "status", "value", "low", "high", "threshold", "sentence"]
         return pd.DataFrame([_row(o.probe, v) for o in self.outcomes for v in o.verdicts], columns=columns)
 
@@ -105,7 +110,8 @@ class Analysis:
         Raises:
             SaveError: `path` could not be written.
         """
-        text = dumps(self.to_data()) + "\n"
+        # A path may hold bytes that are no UTF-8, which Python keeps as lone surrogates; JSON can spell those.
+        text = dumps(self.to_data()).encode(errors="backslashreplace").decode() + "\n"
         if path is not None:
             write_file(path, text)
         return text
@@ -150,17 +156,21 @@ def analyze(
 
     Raises:
         CheckpointError: a checkpoint that cannot be opened.
-        ConfigError: an unknown probe, a task that does not fit the model, a seed or budget out of range.
+        ConfigError: an unknown probe, a task that does not fit the model, a seed or budget out of range, a device that
+            is not there.
     """
     run = _open(checkpoint)
+    place = named_device("cpu" if device == "auto" else device)
     chosen, failed = _choose(probes)
     known = task if task is not None else run.task
+    if known is not None:
+        check_task(known)
     if known is not None and (known.dim, known.n_outputs) != (run.model_config.dim, run.model_config.n_outputs):
         raise ConfigError(
             f"the task has dim={known.dim} and n_outputs={known.n_outputs}, the model was made for "
             f"dim={run.model_config.dim} and n_outputs={run.model_config.n_outputs}"
         )
-    context = Context(run, task, seed=seed, budget=budget, device="cpu" if device == "auto" else device)
+    context = Context(run, task, seed=seed, budget=budget, device=place)
     outcomes = [run_probe(probe, context) for probe in chosen]
     outcomes += [broken(name, error) for name, error in failed.items()]
     provenance = Provenance(
@@ -190,19 +200,23 @@ def _open(checkpoint: str | Path | Run | torch.nn.Module) -> Run:
     raise ConfigError(f"a checkpoint is a run's folder, a Run or an ICLTransformer, got {type(checkpoint).__name__}")
 
 
-def _choose(probes: Sequence[str | Probe[Any]] | None) -> tuple[list[Probe[Any]], dict[str, Exception]]:
+def _choose(probes: Sequence[str | Probe[Any]] | None) -> tuple[list[Probe[Any]], dict[str, BaseException]]:
     known, failed = discover()
     if probes is None:
         return list(known.values()), failed
-    chosen: list[Probe[Any]] = []
-    for probe in [probes] if isinstance(probes, str) else probes:
-        if isinstance(probe, str):
-            if probe not in known:
-                raise ConfigError(f"no probe {probe!r}; there are {', '.join(known)}")
-            chosen.append(known[probe])
+    chosen: dict[str, Probe[Any]] = {}
+    for asked in [probes] if isinstance(probes, str) else probes:
+        if isinstance(asked, str):
+            if asked not in known:
+                lost = "".join(f"; {name} could not be loaded: {error}" for name, error in failed.items())
+                raise ConfigError(f"no probe {asked!r}; there are {', '.join(known)}{lost}")
+            probe = known[asked]
         else:
-            chosen.append(probe() if isinstance(probe, type) else probe)
-    return chosen, {}
+            probe = asked() if isinstance(asked, type) else asked
+        if not isinstance(probe, Probe):
+            raise ConfigError(f"a probe is a name or a class declared with @probe(...), got {asked!r}")
+        chosen[probe.name] = probe
+    return list(chosen.values()), {}
 
 
 def _task_from(run: Run, task: Task | None) -> str:
@@ -220,9 +234,9 @@ def _row(probe: str, verdict: Verdict) -> dict[str, Any]:
         "claim": verdict.claim,
         "source": verdict.source,
         "status": verdict.status,
-        "value": estimate.value if estimate else None,
-        "low": estimate.low if estimate else None,
-        "high": estimate.high if estimate else None,
+        "value": estimate.value if estimate else math.nan,
+        "low": estimate.low if estimate else math.nan,
+        "high": estimate.high if estimate else math.nan,
         "threshold": str(verdict.threshold) if verdict.threshold else None,
         "sentence": verdict.sentence,
     }

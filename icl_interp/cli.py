@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,23 +23,29 @@ OK, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit status."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show ω is no reason to fail
     options = _parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], int] = options.command
     try:
-        return command(options)
+        status = command(options)
+        sys.stdout.flush()
+        return status
     except ConfigError as error:
         return _complain(error, MISUSED)
-    except ICLError as error:
+    except BrokenPipeError:  # `icl-interp probes | head`: nobody reads on, and Python must not try again at its exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except (ICLError, OSError) as error:
         return _complain(error, FAILED)
     except KeyboardInterrupt:
         return _complain("interrupted", INTERRUPTED)
-    except BrokenPipeError:  # `icl-interp probes | head`
-        sys.stderr.close()
-        return OK
 
 
 def _complain(error: object, status: int) -> int:
-    print(f"icl-interp: {' '.join(str(error).split())}", file=sys.stderr)
+    line = " ".join(str(error).split())
+    # What a damaged file says must not steer the terminal.
+    print("icl-interp:", "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line), file=sys.stderr)
     return status
 
 
@@ -75,10 +84,10 @@ def _train(options: argparse.Namespace) -> int:
 
 def _rescue(run: Run) -> str:
     """Where training ended up when it could not be saved where it should: nothing that was computed is thrown away."""
-    place = Path(tempfile.mkdtemp(prefix="icl-interp-")) / "run"
     try:
+        place = Path(tempfile.mkdtemp(prefix="icl-interp-")) / "run"
         return f"; what was trained is in {run.save(place)}"
-    except SaveError as error:
+    except OSError as error:
         return f"; nor could what was trained be kept: {error}"
 
 
@@ -92,10 +101,12 @@ def _analyze(options: argparse.Namespace) -> int:
     result = analyze(
         options.checkpoint, probes=probes or None, seed=options.seed, budget=options.budget, device=options.device
     )
-    print(result)
     folder = Path(options.out) if options.out else _beside(Path(options.checkpoint))
-    result.to_json(folder / "report.json")
-    result.to_markdown(folder / "report.md")
+    try:  # written first: `| head` must not cost the report, nor a full disk what was found
+        result.to_json(folder / "report.json")
+        result.to_markdown(folder / "report.md")
+    finally:
+        print(result)
     print(f"written: {folder / 'report.md'}, {folder / 'report.json'}")
     unfinished = [outcome.probe for outcome in result if outcome.status in ("failed", "broken")]
     return _complain(f"probes that did not finish: {', '.join(unfinished)}", FAILED) if unfinished else OK
@@ -144,7 +155,8 @@ def _covariance(text: str | None) -> Covariance:
     import numpy as np
 
     try:
-        return np.loadtxt(text, ndmin=2)
+        with warnings.catch_warnings(action="ignore"):  # an empty file is refused below, with its shape
+            return np.loadtxt(text, ndmin=2)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"--covariance must be kms:RHO or a text file of d rows of d numbers, got {text!r}: {error}"
@@ -155,12 +167,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="icl-interp",
         description="What in-context regression transformers learn, with a number behind every claim.",
+        epilog="example:\n  icl-interp train --heads 4 --out runs/h4 && icl-interp analyze runs/h4",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_train(commands)
     _add_analyze(commands)
-    probes = commands.add_parser("probes", help="list the probes that are installed")
+    probes = _command(commands, "probes", "list the probes that are installed", "icl-interp probes")
     probes.set_defaults(command=_probes)
     return parser
 

@@ -6,6 +6,7 @@ Free of torch and TransformerLens on purpose: a training machine needs the confi
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -71,17 +72,28 @@ class ModelConfig:
 def check_count(name: str, value: object, minimum: int = 1) -> None:
     """Raise `ConfigError` unless `value` is a whole number ≥ `minimum`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ConfigError(f"{name} must be a whole number ≥ {minimum}, got {value!r}")
+        raise ConfigError(f"{name} must be a whole number ≥ {minimum}, got {_shown(value)}")
 
 
 def check_positive(name: str, value: object, *, zero: bool = False) -> None:
     """Raise `ConfigError` unless `value` is a finite number > 0 (≥ 0 with `zero`)."""
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or value < 0 or (value == 0 and not zero):  # type: ignore[operator]
-        raise ConfigError(f"{name} must be a finite number {'≥' if zero else '>'} 0, got {value!r}")
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else -1
+    if not 0 <= number <= sys.float_info.max or (number == 0 and not zero):
+        raise ConfigError(f"{name} must be a finite number {'≥' if zero else '>'} 0, got {_shown(value)}")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raise `ConfigError` unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} must be True or False, got {value!r}")
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Raise `ConfigError` unless `value` is one of `choices`."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ConfigError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def _shown(value: object) -> str:
+    # numpy's and torch's numbers look right but do not go into a file: say what would.
+    return repr(value) + ("; pass a plain number, its .item()" if hasattr(value, "item") else "")

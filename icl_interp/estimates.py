@@ -1,4 +1,7 @@
-"""Numbers with their errors: every interval is a 95 % one, and says what it covers."""
+"""Numbers with their errors: every interval is a 95 % one, and says what it covers.
+
+What cannot be told (too few samples, numbers that are not finite) gets an infinite interval, never a narrow one.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,27 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
+from icl_interp.errors import ConfigError
+
 LEVEL = 0.95
-TIME_BATCHES = 5  # a training's records are autocorrelated: their means over a few long stretches hardly are
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95 % interval; `covers` says over what the value would vary."""
+    """A value with its 95 % interval; `covers` says over what the value would vary.
+
+    Raises:
+        ConfigError: an interval whose ends are the wrong way round.
+    """
 
     value: float
     low: float
     high: float
     covers: str = ""
+
+    def __post_init__(self) -> None:
+        if self.low > self.high:
+            raise ConfigError(f"an interval needs low ≤ high, got [{self.low}, {self.high}]")
 
     @property
     def half(self) -> float:
@@ -42,40 +54,41 @@ def exact(value: float) -> Estimate:
 
 
 def mean_of(samples: Float[np.ndarray, "samples"], covers: str = "prompts") -> Estimate:
-    """The mean of independent samples with its t-interval; with fewer than two samples anything is possible."""
+    """The mean of independent samples with its t-interval; NaN without any."""
     n = len(samples)
-    if n < 2:
-        return Estimate(float(samples.mean()) if n else np.nan, -np.inf, np.inf, covers)
-    value = float(samples.mean())
-    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1) * samples.std(ddof=1) / np.sqrt(n))
-    return Estimate(value, value - half, value + half, covers)
+    with np.errstate(over="ignore", invalid="ignore"):  # not finite is an answer here
+        value = float(samples.mean()) if n else np.nan
+        error = float(samples.std(ddof=1) / np.sqrt(n)) if n > 1 else np.inf
+    return _t_interval(value, error, n, covers)
 
 
 def slope_of(y: Float[np.ndarray, "samples"], x: Float[np.ndarray, "samples"], covers: str = "prompts") -> Estimate:
-    """Least-squares slope of y on x through the origin; the error is robust to heteroscedasticity (HC1)."""
-    n, energy = len(x), float(x @ x)
-    if n < 2 or energy == 0:
-        return Estimate(0.0 if energy == 0 else float(x @ y) / energy, -np.inf, np.inf, covers)
-    value = float(x @ y) / energy
-    error = float(np.sqrt(np.sum((x * (y - value * x)) ** 2) * n / (n - 1))) / energy
-    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * error
-    return Estimate(value, value - half, value + half, covers)
+    """Least-squares slope of y on x through the origin; the error is robust to heteroscedasticity (HC1).
+
+    NaN where x is zero throughout.
+    """
+    n = len(x)
+    with np.errstate(over="ignore", invalid="ignore"):
+        energy = float(x @ x)
+        if energy == 0 or not np.isfinite(energy):
+            return _t_interval(np.nan, np.inf, n, covers)
+        value = float(x @ y) / energy
+        error = float(np.sqrt(np.sum((x * (y - value * x)) ** 2) * n / (n - 1))) / energy if n > 1 else np.inf
+    return _t_interval(value, error, n, covers)
 
 
 def ratio_of(
     top: Float[np.ndarray, "samples"], bottom: Float[np.ndarray, "samples"], covers: str = "prompts"
 ) -> Estimate:
-    """mean(top)/mean(bottom) over paired samples, by the delta method."""
-    centre = float(top.mean()) / float(bottom.mean())
-    spread = mean_of((top - centre * bottom) / float(bottom.mean()), covers)
-    return Estimate(centre, centre + spread.low, centre + spread.high, covers)
-
-
-def time_mean_of(series: Float[np.ndarray, "records"]) -> Estimate:
-    """The mean of a stretch of training, by batch means: what the final iterate scatters around."""
-    batches = np.array([part.mean() for part in np.array_split(series, TIME_BATCHES) if len(part)])
-    estimate = mean_of(batches, "training time")
-    return Estimate(float(series.mean()), estimate.low, estimate.high, estimate.covers)
+    """mean(top)/mean(bottom) over paired samples, by the delta method; NaN where the bottom's mean is zero."""
+    n = len(bottom)
+    with np.errstate(over="ignore", invalid="ignore"):
+        base = float(bottom.mean()) if n else 0.0
+        if base == 0 or not np.isfinite(base):
+            return _t_interval(np.nan, np.inf, n, covers)
+        value = float(top.mean()) / base
+        error = float((top - value * bottom).std(ddof=1) / np.sqrt(n) / abs(base)) if n > 1 else np.inf
+    return _t_interval(value, error, n, covers)
 
 
 def propagate(
@@ -90,9 +103,20 @@ def propagate(
     """
     rng = np.random.default_rng(seed)
     value = float(function(*(values for values, _ in inputs)))
+    unknown = Estimate(value, -np.inf, np.inf, "measurement")
     if not all(np.isfinite(half).all() for _, half in inputs):
-        return Estimate(value, -np.inf, np.inf, "measurement")
+        return unknown
     z = stats.norm.ppf((1 + LEVEL) / 2)
     sampled = [function(*(v + half / z * rng.standard_normal(v.shape) for v, half in inputs)) for _ in range(draws)]
+    if not np.isfinite([value, *sampled]).all():
+        return unknown
     low, high = np.quantile(sampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(value, min(float(low), value), max(float(high), value), "measurement")
+
+
+def _t_interval(value: float, error: float, n: int, covers: str) -> Estimate:
+    """value ± t·error with n − 1 degrees of freedom."""
+    if not (np.isfinite(value) and np.isfinite(error)):
+        return Estimate(value, -np.inf, np.inf, covers)
+    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * error
+    return Estimate(value, value - half, value + half, covers)

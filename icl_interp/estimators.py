@@ -2,7 +2,7 @@
 
 Every estimator is a frozen dataclass, called with a `Prompt` and answering (batch, outputs), in the prompt's dtype.
 Each response is predicted from the covariates and its own labels.  All cost O(L·d) a prompt, but for ridge:
-O(L·d² + d³).
+O(L·d·m + m³) with m the smaller of L and d, in float64.  A prompt that is not finite spoils its own prediction only.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from scipy.optimize import OptimizeResult, minimize_scalar
 from torch import Tensor
 
 from icl_interp import theory
-from icl_interp.config import check_positive
+from icl_interp.config import check_count, check_positive
 from icl_interp.errors import ConfigError
 from icl_interp.tasks import LinearRegression, Prompt, Task
 
@@ -41,7 +41,7 @@ class GradientDescent:
         """ŷ_q."""
         x = prompt.x - prompt.x.mean(1, keepdim=True) if self.debiased else prompt.x
         gradient = einsum(prompt.y, x, "b l n, b l d -> b n d") / prompt.length
-        gamma = torch.as_tensor(self.preconditioner).to(x)
+        gamma = torch.as_tensor(self.preconditioner, dtype=x.dtype, device=x.device)
         asks = prompt.x_q * gamma if gamma.ndim == 0 else prompt.x_q @ gamma.mT
         return einsum(gradient, asks, "b n d, b d -> b n")
 
@@ -73,13 +73,19 @@ class Ridge:
 
     def __call__(self, prompt: Prompt) -> Float[Tensor, "batch outputs"]:
         """ŷ_q."""
-        x = prompt.x
+        # With fewer demonstrations than covariates XᵀX is singular, and a small λ drowns in its rounding; XXᵀ is not.
+        # Near L = d either is close to singular: hence float64.
+        x, y = prompt.x.double(), prompt.y.double()
         if self.penalty == 0:
-            beta = torch.linalg.pinv(x) @ prompt.y
+            beta = torch.linalg.pinv(x.nan_to_num()) @ y + 0 * x.sum((1, 2), keepdim=True)  # NaN if x is not finite
+        elif prompt.length < x.shape[-1]:
+            beta = x.mT @ torch.linalg.solve(self._penalised(x @ x.mT), y)
         else:
-            gram = x.mT @ x + self.penalty * torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-            beta = torch.linalg.solve(gram, x.mT @ prompt.y)
-        return einsum(beta, prompt.x_q, "b d n, b d -> b n")
+            beta = torch.linalg.solve(self._penalised(x.mT @ x), x.mT @ y)
+        return einsum(beta, prompt.x_q.double(), "b d n, b d -> b n").to(prompt.x)
+
+    def _penalised(self, gram: Tensor) -> Tensor:
+        return gram + self.penalty * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
 
 
 def bayes(task: LinearRegression) -> Ridge:
@@ -91,17 +97,27 @@ def gradient_descent(task: LinearRegression, *, debiased: bool = False, length: 
     """One step of GD with the Γ that is optimal at `length` (default: the task's): η*·I for isotropic covariates.
 
     Vanilla: Γ* of Lemma E.4; debiased: Γ_deb.  Both are exact for centred covariates.
+
+    Raises:
+        ConfigError: `length` below one.
     """
+    L = task.length if length is None else length
+    check_count("length", L)
     optimum = theory.debiased_preconditioner if debiased else theory.gd_preconditioner
     return GradientDescent(
-        optimum(task.sigma, length=length or task.length, noise_var=task.noise_var / task.signal_var), debiased
+        optimum(task.sigma, length=L, noise_var=task.noise_var, signal_var=task.signal_var), debiased
     )
 
 
 def best_step(direction: GradientDescent, prompt: Prompt) -> GradientDescent:
-    """`direction` with its step scaled to the least squared error on `prompt`."""
+    """`direction` with its step scaled to the least squared error on `prompt`.
+
+    Raises:
+        ConfigError: prompts that are not finite.
+    """
+    _check_finite(prompt)
     g = direction(prompt)
-    return direction.times(_least_squares(g, prompt.y_q))
+    return direction.times(_ratio((g * prompt.y_q).sum().item(), g.square().sum().item()))
 
 
 def best_kernel(prompt: Prompt, *, scaled: bool, task: Task | None = None) -> KernelRegressor:
@@ -112,23 +128,25 @@ def best_kernel(prompt: Prompt, *, scaled: bool, task: Task | None = None) -> Ke
     makes the optimum about three times as precise.
 
     Raises:
-        ConfigError: covariates that are all zero.
+        ConfigError: prompts that are not finite, or covariates that are all zero.
     """
-    # Scores ω x_ℓᵀx_q have scale ω·tr Σ/√d or so; past a few units of it the softmax only sees the nearest neighbour.
-    scale = (prompt.x_q.square().sum(-1).mean() / prompt.x_q.shape[-1] ** 0.5).item()
-    if not scale > 0:
+    _check_finite(prompt)
+    if not prompt.x.any() or not prompt.x_q.any():
         raise ConfigError("a kernel cannot be fitted to covariates that are all zero")
+    # A softmax knows scores up to a constant; past some units of their spread it sees one demonstration only.
+    spread = einsum(prompt.x, prompt.x_q, "b l d, b d -> b l").var(1, correction=0).mean().sqrt().item()
+    unit = 1 / spread if spread > 0 else 0.0
 
     def mu(cross: float, energy: float) -> float:
-        return (cross / energy if energy > 0 else 0.0) if scaled else 1.0
+        return _ratio(cross, energy) if scaled else 1.0
 
-    def risk(omega: float) -> float:  # but for E[y_q²], which no kernel changes
-        cross, energy = _kernel_moments(omega, prompt, task)
+    def risk(u: float) -> float:  # but for E[y_q²], which no kernel changes
+        cross, energy = _kernel_moments(u * unit, prompt, task)
         m = mu(cross, energy)
         return m * (m * energy - 2 * cross)
 
-    found: OptimizeResult = minimize_scalar(risk, bounds=(0.0, 6 / scale), method="bounded", options={"xatol": 1e-4})  # type: ignore[assignment]
-    omega = float(found.x)
+    found: OptimizeResult = minimize_scalar(risk, bounds=(0.0, 20.0), method="bounded", options={"xatol": 1e-4})  # type: ignore[assignment]
+    omega = float(found.x) * unit
     return KernelRegressor(omega, mu(*_kernel_moments(omega, prompt, task)))
 
 
@@ -149,13 +167,23 @@ def _kernel_weights(omega: float, prompt: Prompt) -> Float[Tensor, "batch length
 
 
 def best_ridge(task: Task, prompt: Prompt) -> Ridge:
-    """`bayes(task)` where it is known; else the ridge of least squared error on `prompt` over a logarithmic grid."""
+    """`bayes(task)` where it is known; else the ridge of least squared error on `prompt` over a logarithmic grid.
+
+    Raises:
+        ConfigError: prompts that are not finite.
+    """
+    _check_finite(prompt)
     if isinstance(task, LinearRegression):
         return bayes(task)
     grid = [Ridge(float(penalty)) for penalty in np.geomspace(1e-4, 1e4, 33) * prompt.x.square().mean().item()]
     return min(grid, key=lambda ridge: (ridge(prompt) - prompt.y_q).square().mean().item())
 
 
-def _least_squares(prediction: Tensor, target: Tensor) -> float:
-    energy = prediction.square().sum().item()
-    return (prediction * target).sum().item() / energy if energy > 0 else 0.0
+def _ratio(cross: float, energy: float) -> float:
+    return cross / energy if energy > 0 else 0.0
+
+
+def _check_finite(prompt: Prompt) -> None:
+    for name in ("x", "y", "x_q", "y_q"):
+        if bad := int((~getattr(prompt, name).isfinite()).sum()):
+            raise ConfigError(f"cannot fit to prompts that are not finite: {bad} entries of {name} are NaN or infinite")

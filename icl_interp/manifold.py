@@ -30,13 +30,13 @@ class Groups:
         return self.positive | self.negative
 
     def gamma(self, omega: Float[np.ndarray, "heads"], mu: Float[np.ndarray, "heads"]) -> float:
-        """γ, the mean |ω| of attending heads; NaN without any."""
-        return float(np.abs(omega[self.attending]).mean()) if self.attending.any() else np.nan
+        """γ, the mean |ω| of attending heads weighted by |μ|, so that η = γ Σ|μ| where signs match; NaN without any."""
+        return self._mean(np.abs(omega), mu)
 
     def spread(self, omega: Float[np.ndarray, "heads"], mu: Float[np.ndarray, "heads"]) -> float:
-        """The largest deviation of an attending head's |ω| from γ, relative to γ (4.4)."""
+        """Root-mean-square deviation of |ω| from γ, relative to γ and weighted by |μ|: zero on the manifold (4.4)."""
         gamma = self.gamma(omega, mu)
-        return float(np.abs(np.abs(omega[self.attending]) - gamma).max() / gamma) if self.attending.any() else np.nan
+        return self._mean((np.abs(omega) / gamma - 1) ** 2, mu) ** 0.5
 
     def imbalance(self, omega: Float[np.ndarray, "heads"], mu: Float[np.ndarray, "heads"]) -> float:
         """|Σμ| / Σ|μ|, zero on the manifold (4.2)."""
@@ -58,12 +58,16 @@ class Groups:
         self, omega: Float[np.ndarray, "heads"], mu: Float[np.ndarray, "heads"], mu_of: Callable[[float], float]
     ) -> float:
         """Relative distance to S*_γ at the own γ: root of the mean squared misses of |ω|/γ and of the sums of μ/μ_γ."""
-        gamma = self.gamma(omega, mu)
-        target = mu_of(gamma)
-        sizes = np.abs(omega[self.attending]) / gamma - 1
+        target = mu_of(self.gamma(omega, mu))
+        if target == 0:  # γ is so large that no μ is wanted at all
+            return np.inf
         sums = np.array([self.positive_sum(omega, mu) - target, self.negative_sum(omega, mu) + target])
         others = mu[~self.attending].sum()
-        return float(np.sqrt((sizes**2).mean() + ((sums**2).mean() + others**2) / target**2))
+        return float(np.sqrt(self.spread(omega, mu) ** 2 + ((sums**2).mean() + others**2) / target**2))
+
+    def _mean(self, values: np.ndarray, mu: np.ndarray) -> float:
+        weights = np.abs(mu) * self.attending
+        return float(values @ weights / weights.sum()) if weights.any() else np.nan
 
 
 def manifold_mu(task: Task | None) -> Callable[[float], float] | None:

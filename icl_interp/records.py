@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from icl_interp.config import ModelConfig, check_choice, check_count, check_positive
-from icl_interp.errors import ConfigError
-from icl_interp.tasks import Task
+from icl_interp.errors import CheckpointError, ConfigError
+from icl_interp.tasks import Task, check_task
 from icl_interp.weights import Weights, check_weights
 
 if TYPE_CHECKING:
@@ -56,8 +56,9 @@ class TrainConfig:
     n_records: int = 300
 
     def __post_init__(self) -> None:
-        if not isinstance(self.task, Task):
-            raise ConfigError(f"task must have dim, length, n_outputs and sample(), got {self.task!r}")
+        check_task(self.task)
+        if not isinstance(self.model, ModelConfig):
+            raise ConfigError(f"model must be a ModelConfig, got {self.model!r}")
         for name in ("steps", "batch_size"):
             check_count(name, getattr(self, name))
         check_count("n_records", self.n_records, minimum=2)
@@ -65,6 +66,9 @@ class TrainConfig:
         check_positive("lr", self.lr)
         check_choice("optimizer", self.optimizer, get_args(Optimizer))
         check_positive("weight_decay", self.weight_decay, zero=True)
+        if not isinstance(self.betas, tuple | list) or len(self.betas) != 2:
+            raise ConfigError(f"betas must be two numbers, got {self.betas!r}")
+        object.__setattr__(self, "betas", tuple(self.betas))
         for name, value in (("betas[0]", self.betas[0]), ("betas[1]", self.betas[1]), ("momentum", self.momentum)):
             check_positive(name, value, zero=True)
             if value >= 1:
@@ -117,7 +121,7 @@ class Run:
     origin.
 
     Raises:
-        CheckpointError: weights that are missing, misshapen or not finite.
+        CheckpointError: weights that are missing, misshapen or not finite; a task of other sizes than the model's.
     """
 
     model_config: ModelConfig
@@ -132,6 +136,11 @@ class Run:
 
     def __post_init__(self) -> None:
         check_weights(self.weights, self.model_config)
+        for name in ("dim", "n_outputs") if self.task is not None else ():
+            if getattr(self.task, name) != getattr(self.model_config, name):
+                raise CheckpointError(
+                    f"the task's {name} is {getattr(self.task, name)}, the model's {getattr(self.model_config, name)}"
+                )
 
     @classmethod
     def load(cls, path: str | Path) -> Run:
@@ -172,3 +181,33 @@ class Run:
         if self.dynamics is None:
             raise ConfigError(f"no weights of step {step}: this run has no record of its training")
         return self.dynamics.weights(step)
+
+
+def check_dynamics(dynamics: Dynamics, model: ModelConfig) -> None:
+    """Raise unless `dynamics` are in themselves consistent and those of a model of this config.
+
+    Raises:
+        CheckpointError: which record or snapshot does not fit.
+    """
+    for name in ("steps", "snapshot_steps"):
+        steps = getattr(dynamics, name)
+        fits = steps.ndim == 1 and steps.dtype.kind in "iu" and len(steps) > 0
+        if not fits or steps[0] < 0 or (steps[1:] <= steps[:-1]).any():
+            raise CheckpointError(f"dynamics: {name} must be ascending whole numbers, got {steps}")
+    kept, records = dynamics.snapshot_steps, dynamics.steps
+    if not np.isin(kept, records).all() or kept[-1] != records[-1]:
+        raise CheckpointError(
+            f"dynamics: snapshot_steps must be a part of steps and end with {records[-1]}, got {kept}"
+        )
+    heads = (len(records), model.n_layers, model.n_heads)
+    for name, shape in {"loss": heads[:1], "omega": heads, "mu": (*heads, model.n_outputs)}.items():
+        array = getattr(dynamics, name)
+        if array.shape != shape or array.dtype.kind != "f":
+            raise CheckpointError(f"dynamics: {name} must be floats of shape {shape}, got {array.dtype} {array.shape}")
+    if any(tensor.shape[:1] != kept.shape for tensor in dynamics.snapshots.values()):
+        raise CheckpointError(f"dynamics: every weight needs {len(kept)} snapshots")
+    for i, step in enumerate(kept):
+        try:
+            check_weights({name: tensor[i] for name, tensor in dynamics.snapshots.items()}, model)
+        except CheckpointError as error:
+            raise CheckpointError(f"dynamics: at step {step} {error}") from None

@@ -17,6 +17,7 @@ many small heads for nothing.  Cost: one pass over the prompts and one kernel re
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
@@ -40,6 +41,9 @@ NEGLIGIBLE = 0.05
 # A head may miss its ideal self by this much of what that self does beyond averaging labels: trained heads miss by some
 # 0.1, random ones by more than 2.
 FIDELITY = 0.5
+# Heads cancel if together they do less than this, relative to the root of the sum of squares of what each does alone.
+# A positive and a negative head do not: at γ = 0.02 they still add up to 0.2.
+CANCELS = 0.1
 EXHAUSTIVE = 12  # heads up to which every set is tried for cancellation; beyond it, pairs
 
 
@@ -194,7 +198,7 @@ def _assign(
     dummies = _negligible(_gram(parts.outputs), limit)
     beyond_mean = _gram(parts.outputs - parts.mu * parts.mean_label)
     means = _negligible(beyond_mean, limit, [h for h in heads if h not in dummies])
-    cancelling = _cancelling(_gram(parts.outputs), limit, [h for h in heads if h not in dummies | means])
+    cancelling = _cancelling(_gram(parts.outputs), limit, [h for h in heads if h not in dummies | means], dummies)
     dummies |= {h for group in cancelling for h in group}
     attending = [h for h in heads if h not in dummies | means]
     fits = _fits(parts, np.sign(omega.mean(-1)), attending)
@@ -212,18 +216,24 @@ def _assign(
 
 
 def _fits(parts: _Parts, sign: np.ndarray, attending: list[int]) -> Bool[np.ndarray, "heads"]:
-    """Which heads do what their ideal selves do: alone, or because heads of the same sign make up for what they miss.
+    """Which heads do what their ideal selves do: alone, or with the heads of the same sign.
 
-    Heads that attend alike share one job in any way they like (their OVs are only known in sum), so what one of them
-    does beyond its ideal self another may undo.
+    Heads that attend alike are only known in sum, so what one of them does beyond its ideal self another may undo.  A
+    head is excused if its group as a whole fits, and putting the ideal self in its place alone would make that worse.
     """
     missed = _gram(parts.outputs - parts.mu * parts.ideal)
     signal = _gram(parts.mu * (parts.ideal - parts.mean_label))
     fits = np.diagonal(missed) <= FIDELITY**2 * np.diagonal(signal)
     for head in attending:
-        group = np.ix_(*[[h for h in attending if sign[h] == sign[head]]] * 2)
-        fits[head] |= missed[group].sum() <= FIDELITY**2 * min(signal[group].sum(), missed[head, head])
+        group = [h for h in attending if sign[h] == sign[head]]
+        together, others = _joint(missed, group), _joint(missed, [h for h in group if h != head])
+        fits[head] |= together <= min(FIDELITY**2 * _joint(signal, group), others)
     return fits
+
+
+def _joint(gram: np.ndarray, heads: Sequence[int]) -> float:
+    """The energy of the sum of these heads' parts."""
+    return float(gram[np.ix_(heads, heads)].sum())
 
 
 def _sign(mu: np.ndarray, omega: np.ndarray) -> Role:
@@ -243,17 +253,25 @@ def _negligible(gram: np.ndarray, limit: float, among: list[int] | None = None) 
     order = sorted(range(len(gram)) if among is None else among, key=lambda h: gram[h, h])
     chosen: list[int] = []
     for head in order:
-        if gram[np.ix_([*chosen, head], [*chosen, head])].sum() > limit or gram[head, head] > limit:
+        if _joint(gram, [*chosen, head]) > limit or gram[head, head] > limit:
             break
         chosen.append(head)
     return set(chosen)
 
 
-def _cancelling(gram: np.ndarray, limit: float, among: list[int]) -> tuple[tuple[int, ...], ...]:
-    """Smallest disjoint sets of heads that together stay below `limit`."""
+def _cancelling(gram: np.ndarray, limit: float, among: list[int], dummies: set[int]) -> tuple[tuple[int, ...], ...]:
+    """Smallest disjoint sets of heads that cancel, and with the `dummies` together stay below `limit`."""
+    sizes = range(2, (len(among) if len(among) <= EXHAUSTIVE else 2) + 1)
+    groups = [group for size in sizes for group in combinations(among, size)]
+    members = np.zeros((len(groups), len(gram)))
+    for row, group in zip(members, groups, strict=True):
+        row[list(group)] = 1
+    together, alone = np.einsum("sh,hg,sg->s", members, gram, members, optimize=True), members @ np.diagonal(gram)
     found: list[tuple[int, ...]] = []
-    for size in range(2, (len(among) if len(among) <= EXHAUSTIVE else 2) + 1):
-        for group in combinations(among, size):
-            if not any(set(group) & set(other) for other in found) and gram[np.ix_(group, group)].sum() <= limit:
-                found.append(group)
+    nothing = sorted(dummies)
+    for index in np.flatnonzero(together <= CANCELS**2 * alone):
+        group = groups[index]
+        if not set(group) & set(nothing) and _joint(gram, [*nothing, *group]) <= limit:
+            found.append(group)
+            nothing += group
     return tuple(found)

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from icl_interp import theory
-from icl_interp.config import check_count, check_positive
+from icl_interp.config import check_count, check_flag, check_positive
 from icl_interp.errors import ConfigError
 
 
@@ -27,7 +27,7 @@ class Prompt:
     """A batch of prompts: demonstrations, query, and the query's response.
 
     Raises:
-        ConfigError: the four shapes do not belong together.
+        ConfigError: other than four tensors, or shapes that do not belong together.
     """
 
     x: Float[Tensor, "batch length dim"]
@@ -36,13 +36,16 @@ class Prompt:
     y_q: Float[Tensor, "batch outputs"]
 
     def __post_init__(self) -> None:
-        batch, dim, outputs = self.x.shape[0], self.x.shape[-1], self.y.shape[-1]
-        fits = self.x.ndim == self.y.ndim == 3 and self.x.shape[:2] == self.y.shape[:2]
-        if not (fits and self.x_q.shape == (batch, dim) and self.y_q.shape == (batch, outputs)):
+        parts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if not all(isinstance(part, Tensor) for part in parts.values()):
+            kinds = ", ".join(f"{name} {type(part).__name__}" for name, part in parts.items())
+            raise ConfigError(f"a prompt is made of four tensors, got {kinds}")
+        fits = self.x.ndim == self.y.ndim == 3 and self.x.shape[:2] == self.y.shape[:2] and self.x.shape[1] > 0
+        if not (fits and self.x_q.shape == self.x[:, 0].shape and self.y_q.shape == self.y[:, 0].shape):
+            shapes = ", ".join(f"{name} {tuple(part.shape)}" for name, part in parts.items())
             raise ConfigError(
                 "a prompt needs x (batch, length, dim), y (batch, length, outputs), x_q (batch, dim) and y_q (batch, "
-                f"outputs), got x {tuple(self.x.shape)}, y {tuple(self.y.shape)}, x_q {tuple(self.x_q.shape)}, "
-                f"y_q {tuple(self.y_q.shape)}"
+                f"outputs), with a length of at least 1, got {shapes}"
             )
 
     @property
@@ -107,6 +110,12 @@ class Task(Protocol):
         ...
 
 
+def check_task(task: object) -> None:
+    """Raise `ConfigError` unless `task` has the protocol's members."""
+    if not isinstance(task, Task):
+        raise ConfigError(f"task must have dim, length, n_outputs and sample(), got {task!r}")
+
+
 @dataclass(frozen=True)
 class UnavailableTask:
     """Stands in for a user's own task in a run read from disk: a file can describe code, not bring it back."""
@@ -115,6 +124,10 @@ class UnavailableTask:
     length: int
     n_outputs: int
     description: str
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "length", "n_outputs"):
+            check_count(name, getattr(self, name))
 
     def sample(
         self,
@@ -135,11 +148,19 @@ class KMS:
     rho: float
 
     def __post_init__(self) -> None:
-        theory.kms_covariance(1, self.rho)  # checks ρ
+        try:
+            theory.kms_covariance(1, self.rho)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        object.__setattr__(self, "rho", float(self.rho))
 
 
 def kms(rho: float) -> KMS:
-    """Kac–Murdock–Szegő covariance with correlation `rho` between neighbours, −1 < rho < 1."""
+    """Kac–Murdock–Szegő covariance with correlation `rho` between neighbours, −1 < rho < 1.
+
+    Raises:
+        ConfigError: any other `rho`.
+    """
     return KMS(rho)
 
 
@@ -178,7 +199,10 @@ class LinearRegression:
         check_count("length", self.length)
         check_positive("noise_var", self.noise_var, zero=True)
         check_positive("signal_var", self.signal_var)
-        if self.covariance is not None and not isinstance(self.covariance, KMS):
+        check_flag("query_noise", self.query_noise)
+        if isinstance(self.covariance, KMS):
+            _checked_covariance(self.sigma, self.dim)
+        elif self.covariance is not None:
             object.__setattr__(self, "covariance", _checked_covariance(self.covariance, self.dim))
         object.__setattr__(self, "mean", _checked_mean(self.mean, self.dim))
 
@@ -187,7 +211,7 @@ class LinearRegression:
         """One response."""
         return 1
 
-    @cached_property
+    @property
     def sigma(self) -> Float[np.ndarray, "dim dim"]:
         """Σ as a matrix."""
         if self.covariance is None:
@@ -204,7 +228,8 @@ class LinearRegression:
     @property
     def isotropic(self) -> bool:
         """Whether Σ is a multiple of the identity."""
-        return bool(np.allclose(self.sigma, self.sigma[0, 0] * np.eye(self.dim), rtol=0, atol=1e-12))
+        sigma = self.sigma
+        return bool(np.abs(sigma - sigma[0, 0] * np.eye(self.dim)).max() <= 1e-12 * sigma[0, 0])
 
     @property
     def centred(self) -> bool:
@@ -243,7 +268,7 @@ class LinearRegression:
         check_count("length", L)
         if device is None and generator is not None:
             device = generator.device
-        options = {"generator": generator, "device": device}
+        options = {"generator": generator, "device": device, "dtype": torch.float32}
 
         x = torch.randn(batch, L + 1, self.dim, **options)  # the query is the last one
         if self.covariance is not None:
@@ -259,10 +284,9 @@ class LinearRegression:
 
 
 def _checked_covariance(covariance: object, dim: int) -> tuple[tuple[float, ...], ...]:
-    try:
-        sigma = np.asarray(covariance, dtype=float)
-    except (TypeError, ValueError):
-        raise ConfigError(f"covariance must be None, kms(rho) or a ({dim}, {dim}) matrix, got {covariance!r}") from None
+    sigma = _as_numbers(covariance)
+    if sigma is None:
+        raise ConfigError(f"covariance must be None, kms(rho) or a ({dim}, {dim}) matrix, got {covariance!r}")
     if sigma.shape != (dim, dim):
         raise ConfigError(f"covariance must have shape ({dim}, {dim}) for dim={dim}, got {sigma.shape}")
     if not np.isfinite(sigma).all():
@@ -278,10 +302,16 @@ def _checked_covariance(covariance: object, dim: int) -> tuple[tuple[float, ...]
 
 
 def _checked_mean(mean: object, dim: int) -> float | tuple[float, ...]:
-    try:
-        values = np.asarray(mean, dtype=float)
-    except (TypeError, ValueError):
-        values = np.full(1, np.nan)
-    if values.shape not in ((), (dim,)) or not np.isfinite(values).all():
+    values = _as_numbers(mean)
+    if values is None or values.shape not in ((), (dim,)) or not np.isfinite(values).all():
         raise ConfigError(f"mean must be one finite number or {dim} of them, got {mean!r}")
     return float(values) if values.ndim == 0 else tuple(values.tolist())
+
+
+def _as_numbers(value: object) -> np.ndarray | None:
+    """`value` as a float64 array, or None where that would be a guess: strings, truth values, ragged lists."""
+    try:
+        array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
+    except (TypeError, ValueError):
+        return None
+    return array.astype(float) if array.dtype.kind in "iuf" else None

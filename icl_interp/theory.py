@@ -154,7 +154,8 @@ def optimal_step(*, dim: int, length: int, noise_var: float, signal_var: float =
 @_checked
 def manifold_step(gamma: float, *, dim: int, length: int, noise_var: float, signal_var: float = 1.0) -> float:
     """2γμ_γ = 1/(1 + c·sinh(dγ²)/γ²), the effective step where every |ω_h| is γ or 0 (4.8); η* as γ → 0."""
-    return 1 / (1 + _c(length, noise_var, signal_var) * sinh(dim * gamma**2) / gamma**2)
+    growth = sinh(min(dim * gamma**2, 700.0)) / gamma**2  # past it sinh overflows, and the step is zero anyhow
+    return 1 / (1 + _c(length, noise_var, signal_var) * growth)
 
 
 @_checked

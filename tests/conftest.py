@@ -18,13 +18,15 @@ COMPUTING = (
     "estimates",
     "estimators",
     "lens",
-    "manifold",
     "model",
     "roles",
-    "training",
+    "training.gradients",
     "weights",
 )
 install_import_hook([f"icl_interp.{module}" for module in COMPUTING], "beartype.beartype")
+
+# Small tensors gain little from threads, and two processes that share the cores lose a lot to them.
+torch.set_num_threads(1)
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 settings.load_profile("default")

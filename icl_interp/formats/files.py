@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import tempfile
+import secrets
 from pathlib import Path
 
 from icl_interp.errors import SaveError
@@ -17,19 +16,32 @@ def write_file(path: str | Path, data: bytes | str) -> Path:
         SaveError: the disk refused; what was at `path` before is still there.
     """
     path = Path(path)
-    temporary: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with open(handle, "wb") as file:
-            os.fchmod(handle, 0o644)  # mkstemp's 0600 would hide the file from its group
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(handle)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-        raise SaveError(f"could not write {path}: {error.strerror or error}") from error
+        temporary = hidden(path, "tmp")
+        try:
+            write_through(temporary, data.encode() if isinstance(data, str) else data)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, ValueError) as error:
+        raise SaveError(f"could not write {path}: {reason(error)}") from error
     return path
+
+
+def write_through(path: Path, data: bytes) -> None:
+    """Write the new file `path`, flushed to disk."""
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def hidden(path: Path, suffix: str) -> Path:
+    """A name beside `path` that nobody has: with `tempfile`'s, permissions would not follow the user's umask."""
+    return path.with_name(f".icl-{secrets.token_hex(8)}.{suffix}")
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, without the errno and path that `str` of an `OSError` repeats."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

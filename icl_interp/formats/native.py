@@ -4,7 +4,8 @@
     weights.safetensors   W_Q, W_K, W_V, W_O, stacked over layers
     dynamics.safetensors  records and weight snapshots (absent for a model of unknown origin)
 
-No pickle anywhere.  A folder appears under its name only when all of it is written and flushed to disk.
+No pickle anywhere.  A folder appears under its name only when all of it is written and flushed to disk.  A run that is
+overwritten steps aside as `.NAME.old` for a moment; should a crash leave it there, it is still opened by its own name.
 """
 
 from __future__ import annotations
@@ -12,8 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,56 +25,67 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from icl_interp.config import ModelConfig
-from icl_interp.errors import CheckpointError, ConfigError, SaveError
-from icl_interp.records import Dynamics, Run, TrainConfig
+from icl_interp.errors import CheckpointError, SaveError
+from icl_interp.formats.files import hidden, reason, write_through
+from icl_interp.records import Dynamics, Run, TrainConfig, check_dynamics
 from icl_interp.serialization import dumps, from_data, to_data
 from icl_interp.tasks import Task
-from icl_interp.weights import check_weights
 
 SCHEMA_VERSION = 1
-MAX_JSON_BYTES = 1_000_000
+MAX_JSON_BYTES = 2**28  # a few thousand do, but a covariance matrix is written out: 30 MB at d = 1,000
 RUN, WEIGHTS, DYNAMICS = "run.json", "weights.safetensors", "dynamics.safetensors"
 _RECORDS = ("steps", "loss", "omega", "mu", "snapshot_steps")
 
 
 def save_run(run: Run, path: str | Path, *, overwrite: bool = False) -> Path:
-    """Write `run` as the folder `path`, all or nothing.
+    """Write `run` as the folder `path`, all or nothing.  With `overwrite`, a run's folder there is replaced whole.
 
     Raises:
         SaveError: `path` exists and `overwrite` is not set or it holds no run; or the disk refused.  The error carries
             the run.
     """
     path = Path(path)
-    check_target(path, overwrite=overwrite)
-    files = {RUN: dumps(_describe(run)).encode(), WEIGHTS: save_safetensors(_plain(run.weights))}
-    if run.dynamics is not None:
-        files[DYNAMICS] = save_safetensors(_dynamics_tensors(run.dynamics))
-    temporary: str | None = None
+    new: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        os.chmod(temporary, 0o755)  # mkdtemp's 0700 would hide the run from its group
+        check_target(path, overwrite=overwrite)
+        files = {RUN: dumps(_describe(run)).encode(), WEIGHTS: save_safetensors(_plain(run.weights))}
+        if run.dynamics is not None:
+            check_dynamics(run.dynamics, run.model_config)  # what cannot be opened again is better not written
+            files[DYNAMICS] = save_safetensors(_dynamics_tensors(run.dynamics))
+        target = path.resolve()  # through a link, what it points at is written
+        target.parent.mkdir(parents=True, exist_ok=True)
+        new = hidden(target, "tmp")
+        new.mkdir()
         for name, data in files.items():
-            _write(Path(temporary) / name, data)
-        _move_into_place(Path(temporary), path)
-    except OSError as error:
-        raise SaveError(f"could not save the run to {path}: {error.strerror or error}", run) from error
+            write_through(new / name, data)
+        _move_into_place(new, target)
+    except SaveError as error:
+        raise SaveError(str(error), run) from error
+    except Exception as error:  # whatever it is, the run must not be lost with it
+        raise SaveError(f"could not save the run to {path}: {reason(error)}", run) from error
     finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+        if new is not None:
+            shutil.rmtree(new, ignore_errors=True)
     return path
 
 
 def check_target(path: Path, *, overwrite: bool) -> None:
     """Raise `SaveError` unless a run may be written to `path`: training asks this before its first step."""
-    if not path.exists():
-        return
-    if path.is_dir() and not any(path.iterdir()):
-        return
-    if not (path / RUN).is_file():
-        raise SaveError(f"{path} exists and is not a run of ours; choose another place")
-    if not overwrite:
-        raise SaveError(f"{path} already holds a run; choose another place, or overwrite it")
+    try:
+        target = path.resolve()
+        if _is_run(_place(target)):
+            if not overwrite:
+                raise SaveError(f"{path} already holds a run; choose another place, or overwrite it")
+        elif target.exists() and not (target.is_dir() and not any(target.iterdir())):
+            raise SaveError(f"{path} exists and is not a run of ours; choose another place")
+        parent = next(parent for parent in target.parents if parent.exists())
+        effective = os.access in os.supports_effective_ids
+        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK, effective_ids=effective):
+            raise SaveError(f"{path} cannot be written: {parent} is not a folder that may be written to")
+    except SaveError:
+        raise
+    except (OSError, ValueError, RuntimeError, StopIteration) as error:
+        raise SaveError(f"{path} cannot be written: {reason(error)}") from error
 
 
 def load_run(path: str | Path) -> Run:
@@ -84,20 +95,20 @@ def load_run(path: str | Path) -> Run:
         CheckpointError: not there, not a run, damaged, or written by a newer version.
     """
     path = Path(path)
-    if path.name == WEIGHTS and path.is_file():
-        path = path.parent
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist")
-    if not (path / RUN).is_file():
-        found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) if path.is_dir() else "a file"
-        raise CheckpointError(
-            f"{path} is not a run: expected a folder with {RUN} and {WEIGHTS}, found {found or 'nothing'}"
-        )
-    data = _read_json(path / RUN)
     try:
-        return _assemble(data, path)
-    except (CheckpointError, ConfigError) as error:
-        raise CheckpointError(f"{path}: {error}") from error
+        if path.name == WEIGHTS and path.is_file():
+            path = path.parent
+        folder = _place(path)
+        if not folder.exists():
+            raise CheckpointError("does not exist")
+        if not (folder / RUN).is_file():
+            found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) if folder.is_dir() else "a file"
+            raise CheckpointError(
+                f"is not a run: expected a folder with {RUN} and {WEIGHTS}, found {found or 'nothing'}"
+            )
+        return _assemble(_read_json(folder / RUN), folder, origin=str(path))
+    except Exception as error:  # a stranger's file may break anything
+        raise CheckpointError(f"{path}: {reason(error)}") from error
 
 
 def _describe(run: Run) -> dict[str, Any]:
@@ -118,37 +129,39 @@ class _Description:
     versions: dict[str, str]
 
 
-def _assemble(data: dict[str, Any], path: Path) -> Run:
+def _assemble(data: dict[str, Any], folder: Path, origin: str) -> Run:
     version = data.pop("schema_version", None)
-    if not isinstance(version, int) or version < 1:
-        raise CheckpointError(f"{RUN} has no schema_version; expected {SCHEMA_VERSION}")
+    if type(version) is not int or version < 1:
+        raise CheckpointError(f"{RUN} has schema_version {version!r}, expected {SCHEMA_VERSION}")
     if version > SCHEMA_VERSION:
         raise CheckpointError(f"written in schema version {version}, this icl-interp reads up to {SCHEMA_VERSION}")
     if isinstance(data.get("training"), dict):
         data["training"] |= {"model": data.get("model"), "task": data.get("task")}
     described = from_data(_Description, data)
-    return Run(
+    run = Run(
         model_config=described.model,
-        weights=_read_tensors(path / WEIGHTS),
+        weights=_read_tensors(folder / WEIGHTS),
         task=described.task,
         training=described.training,
-        dynamics=_read_dynamics(path / DYNAMICS, described.model) if (path / DYNAMICS).is_file() else None,
         step=described.step,
         seed=described.seed,
-        origin=str(path),
+        origin=origin,
         versions=described.versions,
     )
+    if not (folder / DYNAMICS).exists():
+        return run
+    return replace(run, dynamics=_read_dynamics(folder / DYNAMICS, run.model_config))
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     if path.stat().st_size > MAX_JSON_BYTES:
-        raise CheckpointError(f"{path} has {path.stat().st_size:,} bytes, a run's description has a few thousand")
+        raise CheckpointError(f"{RUN} has {path.stat().st_size:,} bytes, a run's has at most {MAX_JSON_BYTES:,}")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged, not JSON: {error}") from error
+        raise CheckpointError(f"{RUN} is damaged, not JSON: {error}") from error
     if not isinstance(data, dict):
-        raise CheckpointError(f"{path} is not a run's description: expected an object")
+        raise CheckpointError(f"{RUN} is not a run's description: expected an object, got a {type(data).__name__}")
     return data
 
 
@@ -163,53 +176,50 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 def _read_dynamics(path: Path, model: ModelConfig) -> Dynamics:
     tensors = _read_tensors(path)
-    records = {name: tensors.pop(name, None) for name in _RECORDS}
-    missing = [name for name, tensor in records.items() if tensor is None]
-    if missing:
+    if missing := [name for name in _RECORDS if name not in tensors]:
         raise CheckpointError(f"{path.name} lacks {', '.join(missing)}")
-    arrays = {name: tensor.numpy() for name, tensor in records.items() if tensor is not None}
-    lengths = len(arrays["steps"]), len(arrays["snapshot_steps"])
-    shapes = {
-        "loss": lengths[:1],
-        "omega": (lengths[0], model.n_layers, model.n_heads),
-        "mu": (lengths[0], model.n_layers, model.n_heads, model.n_outputs),
-    }
-    for name, shape in shapes.items():
-        if arrays[name].shape != shape:
-            raise CheckpointError(f"{path.name}: {name} has shape {arrays[name].shape}, expected {shape}")
-    if any(tensor.shape[:1] != lengths[1:] for tensor in tensors.values()):
-        raise CheckpointError(f"{path.name}: expected {lengths[1]} snapshots of every weight")
-    for i in range(lengths[1]):
-        check_weights({name: tensor[i] for name, tensor in tensors.items()}, model)
-    return Dynamics(**arrays, snapshots=tensors)
+    dynamics = Dynamics(**{name: tensors.pop(name).numpy() for name in _RECORDS}, snapshots=tensors)
+    check_dynamics(dynamics, model)
+    return dynamics
 
 
 def _dynamics_tensors(dynamics: Dynamics) -> dict[str, Tensor]:
-    records = {name: torch.from_numpy(np.ascontiguousarray(getattr(dynamics, name))) for name in _RECORDS}
+    records = {name: torch.from_numpy(np.array(getattr(dynamics, name), order="C")) for name in _RECORDS}
     return records | _plain(dynamics.snapshots)
 
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # A copy each: safetensors refuses tensors that share memory, and tied weights do.
+    return {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
 
 
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
+
+
+def _place(path: Path) -> Path:
+    """Where the run called `path` lies: there, or aside if overwriting it was cut short."""
+    if path.exists() or not path.name:
+        return path
+    return _aside(path) if _is_run(_aside(path)) else path
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / RUN).is_file() and (folder / WEIGHTS).is_file()
 
 
 def _move_into_place(new: Path, path: Path) -> None:
     """Rename `new` to `path`; an older run steps aside first and comes back should the rename fail."""
-    if not path.exists():
-        new.rename(path)
-        return
-    old = new.with_suffix(".old")
-    path.rename(old)
+    old = _aside(path)
+    if _is_run(path):
+        shutil.rmtree(old, ignore_errors=True)
+        path.rename(old)
     try:
         new.rename(path)
-    except OSError:
-        old.rename(path)
+    except BaseException:
+        if old.exists() and not path.exists():
+            old.rename(path)
         raise
     shutil.rmtree(old, ignore_errors=True)

@@ -7,7 +7,6 @@ from icl_interp.estimates import (
     propagate,
     ratio_of,
     slope_of,
-    time_mean_of,
 )
 from icl_interp.probing.blocks import Bars, Block, Cell, Equation, Heatmap, Lines, Scatter, Surface, Table, Text
 from icl_interp.probing.context import Context, Need, NotApplicable, UndeclaredNeed
@@ -48,5 +47,4 @@ __all__ = [
     "ratio_of",
     "run_probe",
     "slope_of",
-    "time_mean_of",
 ]

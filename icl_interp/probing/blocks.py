@@ -1,6 +1,7 @@
 """How a finding is shown: closed data, arrays and words, no figures.  A report turns each kind into a picture.
 
-Every block carries `alt`: what a reader who cannot see the picture should know.
+Every block carries `alt`: what a reader who cannot see the picture should know.  A block whose parts do not belong
+together raises `ConfigError`.
 """
 
 from __future__ import annotations
@@ -19,12 +20,28 @@ class _Shown:
     alt: str
 
     def __post_init__(self) -> None:
-        if not self.alt.strip():
-            raise ConfigError(f"a {type(self).__name__} needs an alt text that says what it shows")
+        if not (isinstance(self.alt, str) and self.alt.strip()):
+            raise ConfigError(f"a {type(self).__name__} needs an alt text that says what it shows, got {self.alt!r}")
         self._check()
 
     def _check(self) -> None:
         pass
+
+    def _need(self, *shape: int | None, **arrays: object) -> None:
+        """Raise unless each of `arrays` is an array of numbers of this shape; None stands for any size."""
+        for name, array in arrays.items():
+            where = f"{type(self).__name__}.{name}"
+            if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
+                raise ConfigError(f"{where} must be a numpy array of numbers, got {_brief(array)}")
+            if array.ndim != len(shape) or any(n not in (None, m) for n, m in zip(shape, array.shape, strict=True)):
+                wanted = ", ".join("any" if n is None else str(n) for n in shape)
+                raise ConfigError(f"{where} must have shape ({wanted}), got {array.shape}")
+
+    def _name(self, count: int, **names: tuple[str, ...]) -> None:
+        """Raise unless each of `names` has `count` entries."""
+        for name, entries in names.items():
+            if len(entries) != count:
+                raise ConfigError(f"{type(self).__name__}.{name} must have {count} entries, got {len(entries)}")
 
 
 @dataclass(frozen=True)
@@ -59,7 +76,10 @@ class Table(_Shown):
     def _check(self) -> None:
         for row in self.rows:
             if len(row) != len(self.columns):
-                raise ConfigError(f"a row of {len(row)} cells under {len(self.columns)} columns: {row}")
+                raise ConfigError(f"a row of {len(row)} cells under {len(self.columns)} columns: {_brief(row)}")
+            for cell in row:
+                if not isinstance(cell, Cell):
+                    raise ConfigError(f"a cell must be text, a plain number, a bool or None, got {_brief(cell)}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +94,11 @@ class Heatmap(_Shown):
     column_labels: tuple[str, ...] = ()
 
     def _check(self) -> None:
-        if len(self.panels) != len(self.matrices):
-            raise ConfigError(f"{len(self.panels)} panel names for {len(self.matrices)} matrices")
+        self._need(None, None, None, matrices=self.matrices)
+        panels, rows, columns = self.matrices.shape
+        self._name(panels, panels=self.panels)
+        self._name(rows if self.row_labels else 0, row_labels=self.row_labels)
+        self._name(columns if self.column_labels else 0, column_labels=self.column_labels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,8 +117,9 @@ class Lines(_Shown):
     high: Float[np.ndarray, "curves points"] | None = None
 
     def _check(self) -> None:
-        if self.y.shape != (len(self.names), len(self.x)):
-            raise ConfigError(f"y must be ({len(self.names)}, {len(self.x)}) for its names and x, got {self.y.shape}")
+        self._need(None, x=self.x)
+        bands = {name: band for name in ("low", "high") if (band := getattr(self, name)) is not None}
+        self._need(len(self.names), len(self.x), y=self.y, **bands)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,8 +135,9 @@ class Scatter(_Shown):
     y_label: str = ""
 
     def _check(self) -> None:
-        if self.x.shape != self.y.shape or len(self.names) not in (0, len(self.x)):
-            raise ConfigError(f"x {self.x.shape}, y {self.y.shape} and {len(self.names)} names do not belong together")
+        self._need(None, x=self.x)
+        self._need(len(self.x), y=self.y)
+        self._name(len(self.x) if self.names else 0, names=self.names)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,8 +153,8 @@ class Bars(_Shown):
     high: Float[np.ndarray, "bars"] | None = None
 
     def _check(self) -> None:
-        if self.values.shape != (len(self.names),):
-            raise ConfigError(f"{len(self.names)} names for values of shape {self.values.shape}")
+        bands = {name: band for name in ("low", "high") if (band := getattr(self, name)) is not None}
+        self._need(len(self.names), values=self.values, **bands)
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,8 +170,12 @@ class Surface(_Shown):
     y_label: str = ""
 
     def _check(self) -> None:
-        if self.z.shape != (len(self.y), len(self.x)):
-            raise ConfigError(f"z must be ({len(self.y)}, {len(self.x)}), got {self.z.shape}")
+        self._need(None, x=self.x, y=self.y)
+        self._need(len(self.y), len(self.x), z=self.z)
+
+
+def _brief(value: object) -> str:
+    return f"{type(value).__name__} {str(value)[:100]!r}"
 
 
 Block = Text | Equation | Table | Heatmap | Lines | Scatter | Bars | Surface

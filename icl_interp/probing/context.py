@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import zlib
+import copy
+import hashlib
 from collections.abc import Callable, Iterator
 from enum import Flag, auto
 from functools import reduce
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 DEFAULT_BUDGET = 32_768  # prompts for one measurement
-CHUNK_NUMBERS = 8_000_000  # float64 numbers of a chunk of prompts and the attention over it, 64 MB
+CHUNK_NUMBERS, CHUNK_PROMPTS = 8_000_000, 4_096  # float64 numbers (64 MB) and prompts that are held at a time
 
 
 class Need(Flag):
@@ -74,7 +75,7 @@ class Context:
     ):
         check_count("seed", seed, minimum=0)
         check_count("budget", DEFAULT_BUDGET if budget is None else budget)
-        task = task or run.task
+        task = run.task if task is None else task
         self._run = run
         self._task = None if isinstance(task, UnavailableTask) else task
         self.seed = seed
@@ -108,9 +109,9 @@ class Context:
 
     @property
     def circuits(self) -> Circuits:
-        """KQ and OV of the checkpoint's own (last) weights.  Needs WEIGHTS."""
+        """KQ and OV of the checkpoint's own (last) weights, a fresh copy.  Needs WEIGHTS."""
         self._check(Need.WEIGHTS, "circuits")
-        return self._once("circuits", self._run.circuits)
+        return copy.deepcopy(self._circuits)
 
     @property
     def task(self) -> Task:
@@ -152,7 +153,7 @@ class Context:
 
         Args:
             label: names the stream; prompts of different labels are independent.
-            n: how many; None means the budget.
+            n: how many, one at least; None means the budget.
             length: demonstrations; None means the task's.
             task: a variation of the task, such as `task.shifted(mean)`.
         """
@@ -164,9 +165,11 @@ class Context:
         """The same prompts as `sample`, in pieces that fit in memory."""
         source = self.task if task is None else task
         n = self.budget if n is None else n
-        numbers = (length or source.length) * (2 * (source.dim + source.n_outputs) + 2 * self.config.n_heads)
-        size = max(1, min(n, CHUNK_NUMBERS // numbers))
-        generator = torch.Generator().manual_seed(self._entropy(label)[0])
+        check_count("n", n)
+        # The model has no say in the size: the same seed has to give the same prompts to models that are compared.
+        numbers = 2 * (length or source.length) * (source.dim + source.n_outputs)
+        size = max(1, min(n, CHUNK_PROMPTS, CHUNK_NUMBERS // numbers))
+        generator = torch.Generator().manual_seed(self._entropy(label))
         for start in range(0, n, size):
             prompt = source.sample(min(size, n - start), length=length, generator=generator)
             yield prompt.to(self.device, torch.float64)
@@ -188,14 +191,14 @@ class Context:
 
     @property
     def heads(self) -> Heads:
-        """Roles of a one-layer model's heads, the same for all probes.  Needs FORWARD and TASK.
+        """Roles of a one-layer model's heads, found once and copied for every probe.  Needs FORWARD and TASK.
 
         Raises:
             NotApplicable: a deeper model, whose heads are not kernel regressors of the prompt.
         """
         self._check(Need.FORWARD | Need.TASK, "heads")
         self.one_layer()
-        return self._once("heads", lambda: classify(self._circuits, self.sample("heads"), self.shape))
+        return copy.deepcopy(self._once("heads", lambda: classify(self._circuits, self.sample("heads"), self.shape)))
 
     def one_layer(self) -> None:
         """Raise `NotApplicable` for a deeper model."""
@@ -213,16 +216,17 @@ class Context:
 
     def _check(self, need: Need, what: str) -> None:
         if self._allowed is not None and need not in self._allowed:
-            raise UndeclaredNeed(f"the probe looked at {what} without declaring {need!r} in its needs or uses")
+            raise UndeclaredNeed(f"the probe looked at {what} without declaring {need} in its needs or uses")
 
     def _once(self, key: str, compute: Callable[[], T]) -> T:
         if key not in self._shared:
             self._shared[key] = compute()
         return self._shared[key]
 
-    def _entropy(self, label: str) -> list[int]:
-        seed = np.random.SeedSequence([self.seed, zlib.crc32(label.encode())])
-        return [int(word >> 1) for word in seed.generate_state(2, np.uint64)]
+    def _entropy(self, label: str) -> int:
+        """63 bits of (seed, label), of which torch's generator on the CPU keeps 32."""
+        digest = hashlib.sha256(f"{self.seed} {label}".encode(errors="surrogatepass")).digest()
+        return int.from_bytes(digest[:8], "big") >> 1
 
     @staticmethod
     def _join(prompts: list[Prompt]) -> Prompt:

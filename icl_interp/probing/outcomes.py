@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, is_dataclass
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from icl_interp.probing.blocks import Block
 from icl_interp.probing.context import Context, Need, NotApplicable
 from icl_interp.probing.registry import Probe
 from icl_interp.probing.verdicts import Verdict
+from icl_interp.serialization import dumps, to_data
 
 OutcomeStatus = Literal["done", "skipped", "not_applicable", "failed", "broken"]
 
@@ -49,40 +50,39 @@ def run_probe(probe: Probe[Any], context: Context) -> Outcome:
     try:
         value = probe.run(context.restricted(probe.needs | probe.uses))
         _check_result(value)
-        blocks = _sequence(probe.blocks(value), Block, "blocks()")
-        verdicts = _sequence(probe.judge(value), Verdict, "judge()")
+        blocks = _sequence(probe.blocks(value), Block, "blocks() must return Blocks")
+        verdicts = _sequence(probe.judge(value), Verdict, "judge() must return Verdicts")
         return Outcome(name, title, "done", value, blocks, verdicts)
     except NotApplicable as reason:
         return Outcome(name, title, "not_applicable", reason=str(reason))
-    except Exception as error:
-        return Outcome(
-            name,
-            title,
-            "failed",
-            reason=f"{type(error).__name__}: {error}",
-            details="".join(traceback.format_exception(error)),
-        )
+    except (Exception, SystemExit) as error:
+        return _went_wrong(name, title, "failed", "", error)
 
 
-def broken(name: str, error: Exception) -> Outcome:
+def broken(name: str, error: BaseException) -> Outcome:
     """The outcome of a plugin that could not be loaded."""
-    return Outcome(
-        name,
-        name,
-        "broken",
-        reason=f"could not be loaded: {type(error).__name__}: {error}",
-        details="".join(traceback.format_exception(error)),
-    )
+    return _went_wrong(name, name, "broken", "could not be loaded: ", error)
+
+
+def _went_wrong(name: str, title: str, status: OutcomeStatus, what: str, error: BaseException) -> Outcome:
+    reason = f"{what}{type(error).__name__}: {error}"
+    return Outcome(name, title, status, reason=reason, details="".join(traceback.format_exception(error)))
 
 
 def _check_result(value: object) -> None:
     if not is_dataclass(value) or isinstance(value, type) or not value.__dataclass_params__.frozen:  # type: ignore[attr-defined]
         raise TypeError(f"run() must return a frozen dataclass, got {type(value).__name__}")
+    try:
+        dumps(to_data(value))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TypeError(f"{type(value).__name__}, what run() returned, does not go to JSON: {error}") from error
 
 
-def _sequence(values: Sequence[Any], kind: Any, where: str) -> tuple[Any, ...]:
+def _sequence(values: Sequence[Any], kind: Any, promise: str) -> tuple[Any, ...]:
+    if not isinstance(values, Iterable):
+        raise TypeError(f"{promise}, got {type(values).__name__}")
     values = tuple(values)
     for value in values:
         if not isinstance(value, kind):
-            raise TypeError(f"{where} must return {getattr(kind, '__name__', 'Block')}s, got {type(value).__name__}")
+            raise TypeError(f"{promise}, got a {type(value).__name__} among them")
     return values

@@ -62,12 +62,17 @@ def probe(*, name: str, title: str, needs: Need, uses: Need = Need.NONE, cost: s
         cost: what a run costs, in words.
 
     Raises:
-        ConfigError: a name that is taken by another probe or malformed, or a class without run, blocks and judge.
+        ConfigError: a name that is taken by another probe or malformed, no title, needs that are no `Need`, or a class
+            without run, blocks and judge.
     """
 
     def register(kind: C) -> C:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
             raise ConfigError(f"a probe's name must be snake_case, got {name!r}")
+        if not title.strip():
+            raise ConfigError(f"the probe {name!r} needs a title: its question, for people")
+        if not (isinstance(needs, Need) and isinstance(uses, Need)):
+            raise ConfigError(f"needs and uses of {name!r} must be made of Need, got {needs!r} and {uses!r}")
         for method in ("run", "blocks", "judge"):
             if not callable(getattr(kind, method, None)):
                 raise ConfigError(f"the probe {name!r} lacks {method}()")
@@ -81,27 +86,30 @@ def probe(*, name: str, title: str, needs: Need, uses: Need = Need.NONE, cost: s
     return register
 
 
-def discover() -> tuple[dict[str, Probe[Any]], dict[str, Exception]]:
+def discover() -> tuple[dict[str, Probe[Any]], dict[str, BaseException]]:
     """All probes by name, after loading every entry point; and the entry points that failed to load, with why."""
-    broken: dict[str, Exception] = {}
+    broken: dict[str, BaseException] = {}
     for entry in sorted(entry_points(group=ENTRY_POINTS), key=lambda e: (e.name != "builtin", e.name)):
         try:
             entry.load()
-        except Exception as error:  # a broken plugin is the plugin's, not the analysis', failure
+        except (Exception, SystemExit) as error:  # a broken plugin is the plugin's, not the analysis', failure
             broken[f"{entry.name} ({entry.value})"] = error
     return dict(_REGISTRY), broken
 
 
 def load_file(path: str | Path) -> list[str]:
-    """Run a Python file that declares probes; the names of those it declares.
+    """Run a Python file that declares probes; the names of those it declares.  Loaded again, it replaces them.
 
     Raises:
-        ConfigError: no such file, an error in it, or no probe in it.
+        ConfigError: no such file, an error in it, no probe in it, or a probe whose name an installed one has.
     """
     path = Path(path).resolve()
     if not path.is_file():
         raise ConfigError(f"no probe file at {path}")
+    discover()  # so that installed probes have their names first
     module_name = f"icl_interp_probe_file_{path.stem}_{abs(hash(path)):x}"
+    for name in _declared_in(module_name):
+        del _REGISTRY[name]
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{path} is not a Python file")
@@ -109,13 +117,17 @@ def load_file(path: str | Path) -> list[str]:
     sys.modules[module_name] = module  # dataclasses look their module up
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[module_name]
         raise ConfigError(f"{path} could not be loaded: {type(error).__name__}: {error}") from error
-    names = [name for name, known in _REGISTRY.items() if type(known).__module__ == module_name]
+    names = _declared_in(module_name)
     if not names:
         raise ConfigError(f"{path} declares no probe: decorate a class with @icl_interp.probes.probe(...)")
     return names
+
+
+def _declared_in(module: str) -> list[str]:
+    return [name for name, known in _REGISTRY.items() if type(known).__module__ == module]
 
 
 def _home(kind: type) -> str:

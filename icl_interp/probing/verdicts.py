@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from icl_interp.config import check_choice
+from icl_interp.errors import ConfigError
 from icl_interp.estimates import Estimate
 
 Status = Literal["holds", "fails", "inconclusive", "not_applicable"]
@@ -14,11 +15,21 @@ Status = Literal["holds", "fails", "inconclusive", "not_applicable"]
 
 @dataclass(frozen=True)
 class Threshold:
-    """Where a number has to lie for its claim to hold, and why there: each is named once, with its reason."""
+    """Where a number has to lie for its claim to hold, and why there: each is named once, with its reason.
+
+    Raises:
+        ConfigError: no reason, no bound, or `low` above `high`.
+    """
 
     reason: str
     low: float = -math.inf
     high: float = math.inf
+
+    def __post_init__(self) -> None:
+        if not self.reason.strip():
+            raise ConfigError("a threshold needs a reason: why there?")
+        if not self.low <= self.high or not (math.isfinite(self.low) or math.isfinite(self.high)):
+            raise ConfigError(f"a threshold needs a low ≤ high, one of them finite, got {self.low} and {self.high}")
 
     def judge(self, estimate: Estimate) -> Status:
         """`holds` if the whole interval lies inside, `fails` if all of it lies outside, else `inconclusive`."""
@@ -47,6 +58,9 @@ class Verdict:
         sentence: what was found, for a reader who sees nothing else.
         estimate: the number and its 95 % interval, if there is one.
         threshold: where it had to lie.
+
+    Raises:
+        ConfigError: an unknown status, or an empty claim, source or sentence.
     """
 
     claim: str
@@ -58,6 +72,9 @@ class Verdict:
 
     def __post_init__(self) -> None:
         check_choice("status", self.status, get_args(Status))
+        for name in ("claim", "source", "sentence"):
+            if not getattr(self, name).strip():
+                raise ConfigError(f"a verdict needs a {name}: {self}")
 
 
 def judge(claim: str, source: str, estimate: Estimate, threshold: Threshold, sentence: str) -> Verdict:

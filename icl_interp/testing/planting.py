@@ -48,7 +48,7 @@ def plant(
     """A one-layer model of ideal heads, (3.1) of arXiv 2503.12734: KQ_11 = ω·G, OV_22 = μ.
 
     Either `roles`, which puts the model on the solution manifold at `gamma` (4.7): ω = ±γ, each sign sharing ±μ_γ in
-    random parts, mean heads with random μ of sum zero; or `omega` and `mu`, taken as they are.
+    random parts, and two or more mean heads cancelling; or `omega` and `mu`, taken as they are.
 
     Args:
         task: None means the paper's main setting.
@@ -94,17 +94,12 @@ def _on_manifold(
         raise ConfigError("roles can be planted under isotropic, centred covariates only: give omega and mu")
     target = mu_of(gamma)
     names = np.array(roles)
-    omega = gamma * ((names == "positive").astype(float) - (names == "negative"))
-    mu = np.zeros(len(names))
-    for role, total in (("positive", target), ("negative", -target)):
-        members = names == role
-        if members.any():
-            parts = rng.uniform(0.5, 1.5, members.sum())
-            mu[members] = total * parts / parts.sum()
-    means = names == "mean"
-    if means.any():
-        draws = rng.uniform(0.5, 1.5, means.sum()) * target
-        mu[means] = draws - draws.mean() if means.sum() > 1 else draws
+    positive, negative, mean = (np.flatnonzero(names == role) for role in ("positive", "negative", "mean"))
+    omega, mu = np.zeros(len(names)), np.zeros(len(names))
+    omega[positive], omega[negative] = gamma, -gamma
+    for members, total in ((positive, target), (negative, -target), (mean[::2], target), (mean[1::2], -target)):
+        parts = rng.uniform(0.5, 1.5, len(members))
+        mu[members] = total * parts / parts.sum()
     return omega, mu
 
 

@@ -15,10 +15,11 @@ import torch
 from tqdm import tqdm
 
 from icl_interp.config import Activation, Mask, ModelConfig, check_choice
-from icl_interp.errors import ConfigError, TrainingError
+from icl_interp.devices import named_device
+from icl_interp.errors import TrainingError
 from icl_interp.formats.native import check_target
 from icl_interp.records import Optimizer, Run, TrainConfig
-from icl_interp.tasks import Task
+from icl_interp.tasks import Task, check_task
 from icl_interp.training.engine import Engine
 from icl_interp.training.gradients import loss
 from icl_interp.training.recording import Recorder, record_steps
@@ -75,6 +76,7 @@ def train(
         SaveError: `out` cannot be written; asked before training too.  Carries the run.
         TrainingError: the loss stopped being finite.  Carries the run up to the last good record.
     """
+    check_task(task)
     model = ModelConfig(task.dim, task.n_outputs, n_heads, n_layers, d_head, mask, attn_scale, activation)
     config = TrainConfig(task, model, steps, batch_size, lr, optimizer, weight_decay, betas, momentum, seed, n_records)
     check_choice("engine", engine, ("auto", "torch"))
@@ -93,13 +95,7 @@ def choose_device(device: str | torch.device, config: TrainConfig) -> torch.devi
         model = config.model
         work = config.batch_size * config.task.length * model.n_heads * model.d_model * model.n_layers
         return torch.device("cuda" if torch.cuda.is_available() and work >= GPU_WORTHWHILE else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        raise ConfigError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got {device!r}") from None
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device {device!r} was asked for, but torch sees no CUDA device here; use 'cpu' or 'auto'")
-    return chosen
+    return named_device(device)
 
 
 def _train(config: TrainConfig, engine: Engine, device: torch.device, progress: bool | None) -> Run:

@@ -3,7 +3,9 @@
 The pattern: KQ_11 = ω·I, KQ_21 = 0, OV_21 = 0.  What departs from it is measured against the pattern's own size,
 ‖ω·I‖_F = |ω|√d or |μ|, so that a random matrix, whose ω is near zero, departs by a large factor.  Under covariates with
 Σ ≠ I the expected shape is not I but the optimal preconditioner G (section 5.3), and the claim about the diagonal does
-not apply.  Weights carry no sampling error: these numbers are exact for the checkpoint at hand.  Cost: nothing.
+not apply.  Overall numbers weigh heads by |ωμ|, what they contribute: a weak head's circuits are only known up to what
+stronger heads of its kind make up for.  Weights carry no sampling error: these numbers are exact for the checkpoint at
+hand.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from icl_interp.probing import (
     Block,
@@ -40,8 +42,7 @@ class CircuitPattern:
 
     Args:
         roles: of each head ("?" where the task is not known).
-        matters: heads that the claims about KQ are judged on: not dummies, nor those that only average.
-        carries: heads that the claims about OV are judged on: not dummies.
+        weight: |ω μ| of each head as the weights have it: its part in the overall numbers.
         off_diagonal: ‖KQ_11 − diag KQ_11‖_F / |ω|√d.
         from_shape: ‖KQ_11 − ω·G‖ / ‖ω·G‖ in the basis where G is the identity.
         kq_21: ‖KQ_21‖_F / |ω|√d.
@@ -54,8 +55,7 @@ class CircuitPattern:
     """
 
     roles: tuple[str, ...]
-    matters: Bool[np.ndarray, "heads"]
-    carries: Bool[np.ndarray, "heads"]
+    weight: Float[np.ndarray, "heads"]
     off_diagonal: Float[np.ndarray, "heads"]
     from_shape: Float[np.ndarray, "heads"]
     kq_21: Float[np.ndarray, "heads"]
@@ -84,8 +84,6 @@ class CircuitPatternProbe:
         context.one_layer()
         circuits, known = context.circuits, context.offers(Need.FORWARD | Need.TASK)
         shape = context.shape if known else np.eye(circuits.dim)
-        heads = context.heads if known else None
-        everyone = np.ones(circuits.n_heads, dtype=bool)
 
         KQ_11, OV_21, OV_22 = circuits.KQ_11[0], circuits.OV_21[0], circuits.OV_22[0]
         diagonal = np.diagonal(KQ_11, axis1=-2, axis2=-1)
@@ -94,9 +92,8 @@ class CircuitPatternProbe:
         centre = np.einsum("hii->h", whitened)[:, None, None] / circuits.dim * np.eye(circuits.dim)
         KQ, OV = circuits.masked()
         return CircuitPattern(
-            roles=heads.roles if heads else ("?",) * circuits.n_heads,
-            matters=~heads.are("dummy", "mean") if heads else everyone,
-            carries=~heads.are("dummy") if heads else everyone,
+            roles=context.heads.roles if known else ("?",) * circuits.n_heads,
+            weight=omega * np.linalg.norm(circuits.mu[0], axis=-1),
             off_diagonal=_ratio(_norm(KQ_11 - diagonal[..., None] * np.eye(circuits.dim)), omega),
             from_shape=_ratio(_norm(whitened - centre), omega),
             kq_21=_ratio(_norm(circuits.KQ_21[0]), omega),
@@ -144,37 +141,28 @@ class CircuitPatternProbe:
         ]
 
     def judge(self, result: CircuitPattern) -> list[Verdict]:
-        """Each claim on the worst of the heads that matter."""
+        """Each claim on all heads together, weighted by |ωμ|."""
         form = "ω·I" if result.isotropic else "ω times the optimal preconditioner's shape"
         claims = (
-            ("kq_diagonal", result.off_diagonal, result.matters, MISS, "KQ_11 is off its diagonal by {:.3f} ‖ωI‖"),
-            ("kq_identity", result.from_shape, result.matters, MISS, "KQ_11 misses " + form + " by {:.3f} of its norm"),
-            ("kq_21_zero", result.kq_21, result.matters, MISS, "KQ_21, labels to scores, has {:.3f} of ‖ωI‖"),
-            (
-                "ov_21_zero",
-                result.ov_21,
-                result.carries,
-                OV_MISS,
-                "OV_21, covariates to predictions, has {:.3f} of |μ|",
-            ),
+            ("kq_diagonal", result.off_diagonal, MISS, "KQ_11 is off its diagonal by {:.3f} ‖ωI‖"),
+            ("kq_identity", result.from_shape, MISS, "KQ_11 misses " + form + " by {:.3f} of its norm"),
+            ("kq_21_zero", result.kq_21, MISS, "KQ_21, labels to scores, has {:.3f} of ‖ωI‖"),
+            ("ov_21_zero", result.ov_21, OV_MISS, "OV_21, covariates to predictions, has {:.3f} of |μ|"),
         )
-        verdicts = []
-        for claim, misses, among, threshold, sentence in claims:
-            reason = self._not_asked(result, claim)
-            if reason:
-                verdicts.append(not_applicable(claim, SOURCE, reason))
-            else:
-                worst = float(misses[among].max())
-                sentence = sentence.format(worst) + " in the worst head that matters."
-                verdicts.append(judge(claim, SOURCE, exact(worst), threshold, sentence))
-        return verdicts
+        return [self._judge(result, *claim) for claim in claims]
 
-    def _not_asked(self, result: CircuitPattern, claim: str) -> str:
-        if not result.matters.any():
-            return "no head attends: all are dummies or average the labels"
+    def _judge(
+        self, result: CircuitPattern, claim: str, miss: np.ndarray, threshold: Threshold, sentence: str
+    ) -> Verdict:
+        attends = result.weight > 0
+        if not attends.any():
+            return not_applicable(claim, SOURCE, "no head attends and reads labels: ω or μ is zero in all of them")
         if claim == "kq_diagonal" and not (result.isotropic and result.dim > 1):
-            return "a diagonal is expected of isotropic covariates with d > 1 only"
-        return ""
+            return not_applicable(claim, SOURCE, "a diagonal is expected of isotropic covariates with d > 1 only")
+        overall = float(np.sqrt(np.average(miss[attends] ** 2, weights=result.weight[attends] ** 2)))
+        worst = int(np.argmax(np.where(attends, miss, 0) * result.weight))
+        told = f"{sentence.format(overall)} over all heads; head {worst} contributes most, with {miss[worst]:.3f}."
+        return judge(claim, SOURCE, exact(overall), threshold, told)
 
 
 def _columns(result: CircuitPattern) -> dict[str, np.ndarray]:

@@ -44,7 +44,7 @@ PAPER = "arXiv 2503.12734"
 BATCHES = 5  # batch means: the late iterates are autocorrelated, their means over a fifth of them hardly are
 Kind = Literal["opposite", "same_sign", "single", "unstructured"]
 
-SPREAD = Threshold("|ω| differs by 0.1 to 4 % between the heads of a trained run", high=0.1)
+SPREAD = Threshold("|ω| differs by 0.1 to 3 % between the heads of a trained run", high=0.1)
 ZERO_SUM = Threshold("|Σμ|/Σ|μ| is 0.001 to 0.01 in trained models, 1 where all heads have one sign", high=0.03)
 STEP = Threshold(
     "η scatters by 0.9 % between iterates, and is within 1 % of η* on average: three times that", 0.97, 1.03
@@ -60,19 +60,25 @@ class KernelFit:
 
     Args:
         kind: "opposite" (heads of both signs), "same_sign" (several heads, none of the other sign), "single" (a model
-        of
-            one head), or "unstructured".
-        roles: of each head. stable: whether quarters of the prompts agree about the roles. omega, omega_half: ω and the
-        half-width of its interval over KQ_11's diagonal. mu, mu_half: μ as a function, and the half-width of its
-        interval over prompts. mu_weights: μ read off OV_22. late_omega, late_mu: the mean of ω and of OV_22 over the
-        last fifth of training; the checkpoint's without a record. iterate: which of the two the claims are judged on.
-        gamma: mean |ω| of attending heads. spread: largest deviation of |ω| from γ, relative to γ. zero_sum: |Σμ| /
-        Σ|μ|. eta: Σ ωμ. eta_function: slope of the predictions on the debiased-GD direction (1/L) Σ y (x − x̄)ᵀ G x_q.
-        eta_star: optimal step; None where it has no closed form (covariates with a mean). positive_mu, negative_mu:
-        sums of μ over the positive and the negative heads. mu_gamma: what theory wants of them at this γ; None unless
-        covariates are isotropic and centred. manifold: root-mean-square relative distance to the solution manifold at
-        this γ, over |ω| and the groups' sums. optimum_omega, optimum_mu: where the true risk of one head is least.
-        None but for a model of one head. formula_omega, formula_mu: where (4.12) says it is.
+            of one head), or "unstructured".
+        roles: of each head.
+        stable: whether quarters of the prompts agree about the roles.
+        omega, omega_half: ω, and the half-width of its interval over KQ_11's diagonal.
+        mu, mu_half: μ as a function, and the half-width of its interval over prompts.
+        mu_weights: μ read off OV_22.
+        late_omega, late_mu: ω and OV_22, averaged over the last fifth of training; else the checkpoint's own.
+        iterate: which of the two the claims are judged on.
+        gamma: mean |ω| of attending heads, weighted by |μ|.
+        spread: root-mean-square deviation of |ω| from γ, relative to γ and weighted likewise.
+        zero_sum: |Σμ| / Σ|μ|.
+        eta: Σ ωμ.
+        eta_function: slope of the predictions on debiased GD's direction (1/L) Σ y (x − x̄)ᵀ G x_q.
+        eta_star: optimal step; None where it has no closed form (covariates with a mean).
+        positive_mu, negative_mu: sums of μ over the positive and the negative heads.
+        mu_gamma: what theory wants of them at this γ; None unless covariates are isotropic and centred.
+        manifold: relative distance to the solution manifold at this γ; None likewise.
+        optimum_omega, optimum_mu: where the true risk of one head is least; None but for a model of one head.
+        formula_omega, formula_mu: where (4.12) says it is.
     """
 
     kind: Kind
@@ -167,7 +173,7 @@ class KernelFitProbe:
         )
         columns = ("head", "role", "ω (95 %)", "μ (95 %)", "OV_22", "ω, late mean", "μ, late mean")
         rows: list[tuple[str, str, str]] = [
-            ("γ, mean |ω|", str(result.gamma), "hardly decided by the loss"),
+            ("γ, weighted mean |ω|", str(result.gamma), "hardly decided by the loss"),
             ("spread of |ω|, relative", str(result.spread), "0"),
             ("|Σμ| / Σ|μ|", str(result.zero_sum), "0"),
             ("η = Σ ωμ", str(result.eta), _number(result.eta_star)),
@@ -223,7 +229,7 @@ def _both_signs(result: KernelFit) -> _Conclusion:
         )
     else:
         sentence = f"{counts[0]} positive and {counts[1]} negative heads."
-    return exact(min(counts)), BOTH_SIGNS, sentence
+    return exact(float(min(counts))), BOTH_SIGNS, sentence
 
 
 def _same_size(result: KernelFit) -> _Conclusion:
@@ -256,7 +262,7 @@ def _on_manifold(result: KernelFit) -> _Conclusion:
 def _at_optimum(result: KernelFit) -> _Conclusion:
     if result.optimum_omega is None or result.optimum_mu is None:
         return "the claim is about a model of one head"
-    mu = max(result.positive_mu, result.negative_mu, key=lambda e: abs(e.value)).map(abs)
+    mu = result.positive_mu if "positive" in result.roles else result.negative_mu.map(lambda value: -value)
     estimates = (result.gamma, mu, result.optimum_omega, result.optimum_mu)
     miss = propagate(
         lambda omega, mu, best_omega, best_mu: float(max(abs(omega / best_omega - 1), abs(mu / best_mu - 1))),
@@ -344,12 +350,6 @@ def _kind(groups: Groups, structured: bool) -> Kind:
     if groups.positive.any() and groups.negative.any():
         return "opposite"
     return "single" if len(groups.attending) == 1 else "same_sign"
-
-
-def _unfit(result: KernelFit, *, several: bool) -> str:
-    if several and len(result.roles) == 1:
-        return "the claim is about several heads; this model has one"
-    return "ω and μ do not describe this model: its heads are unstructured" if result.kind == "unstructured" else ""
 
 
 def _clip(value: float) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from icl_interp.probing import Block, Outcome, Table, Text
-from icl_interp_reports.words import clean, headline, number, settings
+from icl_interp_reports.words import brief, clean, headline, number, settings
 
 if TYPE_CHECKING:
     from icl_interp.analysis import Analysis
@@ -18,7 +18,7 @@ def to_markdown(analysis: Analysis) -> str:
     parts = [f"# {escape(headline(analysis))}", "\n".join(f"- {escape(line)}" for line in settings(analysis))]
     parts += ["## Verdicts", _verdicts(analysis)]
     for outcome in analysis:
-        parts += [f"## {escape(outcome.title)}", *_outcome(outcome)]
+        parts += [f"## {escape(brief(outcome.title))}", *_outcome(outcome)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -31,7 +31,7 @@ def _verdicts(analysis: Analysis) -> str:
 
 def _outcome(outcome: Outcome) -> Iterable[str]:
     if outcome.status != "done":
-        yield f"*{outcome.status.replace('_', ' ')}*: {escape(outcome.reason)}"
+        yield f"*{outcome.status.replace('_', ' ')}*: {escape(brief(outcome.reason))}"
     for block in outcome.blocks:
         yield _block(block)
 
@@ -62,4 +62,6 @@ def _cell(cell: object) -> str:
 
 def escape(text: str) -> str:
     """Text that Markdown shows as it is: no markup, no HTML, no line breaks."""
-    return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", clean(text))
+    line = re.sub(r"([\\`*_\[\]<>|#~&$])", r"\\\1", clean(text))
+    line = re.sub(r"^([-+=])(?=[-+= ]|$)", r"\\\1", line)  # else a list, a rule or a heading's underline
+    return re.sub(r"^(\d+)([.)])(?= |$)", r"\1\\\2", line)

@@ -9,10 +9,12 @@ from icl_interp.probing import Verdict
 if TYPE_CHECKING:
     from icl_interp.analysis import Analysis
 
+LONGEST = 500  # characters of what a file or a plugin named; prose is never cut
+
 
 def headline(analysis: Analysis) -> str:
     """Which checkpoint this is about."""
-    return f"icl-interp: {clean(analysis.provenance.origin)}"
+    return f"icl-interp: {brief(analysis.provenance.origin)}"
 
 
 def settings(analysis: Analysis) -> list[str]:
@@ -26,7 +28,7 @@ def settings(analysis: Analysis) -> list[str]:
     heads = "one head" if m.n_heads == 1 else f"{m.n_heads} heads"
     return [
         f"model: {layers}, {heads}, d = {m.dim}, N = {m.n_outputs}" + (f"; {trained}" if trained else ""),
-        f"task ({clean(p.task_from)}): {clean(repr(p.task))}",
+        f"task ({brief(p.task_from)}): {brief(repr(p.task))}",
         f"sampling: {p.budget:,} prompts a measurement, seed {p.analysis_seed}",
     ]
 
@@ -36,8 +38,14 @@ def number(verdict: Verdict) -> str:
     if verdict.estimate is None:
         return ""
     e = verdict.estimate
-    interval = "exact" if e.low == e.high else f"[{e.low:.4g}, {e.high:.4g}]"
+    interval = "exact" if e.covers == "exact" else f"[{e.low:.4g}, {e.high:.4g}]"
     return f"{e.value:.4g} {interval}" + (f", wanted {verdict.threshold}" if verdict.threshold else "")
+
+
+def brief(text: str) -> str:
+    """One printable line, cut where it runs on."""
+    line = clean(text)
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]} … ({len(line) - LONGEST:,} more characters)"
 
 
 def clean(text: str) -> str:

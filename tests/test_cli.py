@@ -1,0 +1,508 @@
+"""The command line: what it prints, what it leaves on disk, and how it ends."""
+
+import io
+import json
+import os
+import pty
+import re
+import resource
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import termios
+import time
+from importlib.metadata import entry_points, version
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from icl_interp.cli import FAILED, INTERRUPTED, MISUSED, OK, main
+from icl_interp.probing import discover, registry
+from icl_interp.records import Run
+from icl_interp.tasks import KMS, LinearRegression
+from icl_interp.testing import plant
+
+SMALL = ["--dim", "3", "--length", "6", "--batch-size", "16", "--steps", "30", "--records", "5"]
+README = (Path(__file__).parents[1] / "README.md").read_text()
+COMMAND = [sys.executable, "-c", "import sys; from icl_interp.cli import main; sys.exit(main())"]
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    return plant(LinearRegression(3, 8), roles=("positive", "negative", "dummy")).run.save(
+        tmp_path_factory.mktemp("runs") / "planted"
+    )
+
+
+@pytest.fixture(autouse=True)
+def own_registry(monkeypatch):
+    discover()
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+
+
+@pytest.fixture(autouse=True)
+def own_temporary_folder(tmp_path, monkeypatch):
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+def invoke(capsys, *arguments):
+    """Exit status, standard output, standard error."""
+    try:
+        status = main([str(a) for a in arguments])
+    except SystemExit as left:  # argparse
+        status = left.code
+    return status, *capsys.readouterr()
+
+
+def complaint(capsys, *arguments):
+    """Exit status and the one line on standard error."""
+    status, _, error = invoke(capsys, *arguments)
+    lines = error.splitlines()
+    assert len(lines) == 1, error
+    assert lines[0].startswith("icl-interp: ")
+    return status, lines[0].removeprefix("icl-interp: ")
+
+
+def run(*arguments, **options):
+    options = {"capture_output": True, "text": True, "timeout": 60} | options
+    return subprocess.run([*COMMAND, *map(str, arguments)], check=False, **options)
+
+
+# --- Fine -------------------------------------------------------------------------------------------------------------
+
+
+def test_train_then_analyze(capsys, tmp_path):
+    out = tmp_path / "runs" / "small"
+    arguments = ["train", *SMALL, "--heads", "3", "--covariance", "kms:0.5", "--mean", "1", "2", "3", "--seed", "7"]
+    status, output, error = invoke(capsys, *arguments, "--out", out)
+    assert (status, error) == (OK, "")  # and no progress bar, where nobody watches
+    assert re.fullmatch(rf"30 steps, loss \d\.\d{{4}}, saved to {out}\n", output)
+    trained = Run.load(out)
+    assert trained.task == LinearRegression(3, 6, covariance=KMS(0.5), mean=(1.0, 2.0, 3.0))
+    assert (trained.model_config.n_heads, trained.seed, trained.step) == (3, 7, 30)
+
+    status, output, error = invoke(capsys, "analyze", out, "--budget", "40", "--seed", "2")
+    assert (status, error) == (OK, "")
+    assert f"icl-interp: {out}" in output
+    assert output.endswith(f"written: {out / 'report.md'}, {out / 'report.json'}\n")
+    report = json.loads((out / "report.json").read_text())
+    assert (report["provenance"]["budget"], report["provenance"]["analysis_seed"]) == (40, 2)
+    assert (out / "report.md").read_text().startswith("# icl-interp: ")
+    Run.load(out)  # the reports beside it are no harm
+
+
+def test_every_training_option_arrives(capsys, tmp_path):
+    options = {
+        "--layers": "2",
+        "--d-head": "2",
+        "--mask": "strict_causal",
+        "--lr": "0.01",
+        "--optimizer": "adamw",
+        "--weight-decay": "0.1",
+        "--noise-var": "0.3",
+        "--device": "cpu",
+    }
+    flat = [part for pair in options.items() for part in pair]
+    assert invoke(capsys, "train", *SMALL, *flat, "--out", tmp_path / "r")[0] == OK
+    trained = Run.load(tmp_path / "r")
+    model, how = trained.model_config, trained.training
+    assert (model.n_layers, model.d_head, model.mask) == (2, 2, "strict_causal")
+    assert (how.lr, how.optimizer, how.weight_decay, how.batch_size, how.n_records) == (0.01, "adamw", 0.1, 16, 5)
+    assert trained.task == LinearRegression(3, 6, noise_var=0.3)
+
+
+def test_a_covariance_from_a_file(capsys, tmp_path):
+    sigma = np.array([[1, 0.2, 0], [0.2, 2, 0], [0, 0, 1]])
+    np.savetxt(tmp_path / "sigma.txt", sigma)
+    arguments = ["train", *SMALL, "--covariance", tmp_path / "sigma.txt", "--out", tmp_path / "r"]
+    assert invoke(capsys, *arguments)[0] == OK
+    np.testing.assert_allclose(Run.load(tmp_path / "r").task.sigma, sigma)
+
+
+def test_overwrite(capsys, tmp_path):
+    arguments = ["train", *SMALL, "--out", tmp_path / "r"]
+    assert invoke(capsys, *arguments)[0] == OK
+    assert complaint(capsys, *arguments) == (
+        MISUSED,
+        f"{tmp_path / 'r'} already holds a run; choose another place, or overwrite it",
+    )
+    assert invoke(capsys, *arguments, "--overwrite", "--seed", "3")[0] == OK
+    assert Run.load(tmp_path / "r").seed == 3
+
+
+def test_analyze_elsewhere_and_only_some(capsys, tmp_path, run_folder):
+    before = sorted(p.name for p in run_folder.iterdir())
+    arguments = ["--probe", "head_roles", "--probe", "circuit_pattern", "--budget", "40", "--out", tmp_path / "a" / "b"]
+    assert invoke(capsys, "analyze", run_folder, *arguments)[0] == OK
+    assert list(json.loads((tmp_path / "a" / "b" / "report.json").read_text())["probes"]) == [
+        "head_roles",
+        "circuit_pattern",
+    ]
+    assert sorted(p.name for p in run_folder.iterdir()) == before
+
+
+def test_the_same_command_writes_the_same_bytes(capsys, tmp_path, run_folder):
+    for name in ("a", "b"):
+        invoke(capsys, "analyze", run_folder, "--budget", "40", "--out", tmp_path / name)
+    for file in ("report.md", "report.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_the_probes_are_listed(capsys):
+    status, output, _ = invoke(capsys, "probes")
+    assert status == OK
+    for known in discover()[0].values():
+        assert f"{known.name:<18}{known.title}" in output
+    assert re.search(r"needs weights, forward, task; takes \w+", output)
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["analyze"], ["probes"]])
+def test_help_shows_examples(capsys, command):
+    status, output, _ = invoke(capsys, *command, "--help")
+    assert status == OK
+    examples = output[output.index("example") :]
+    assert f"  icl-interp {' '.join(command)}".rstrip() in examples
+
+
+def test_the_examples_in_the_help_are_commands(capsys):
+    """Each parses: an option that was renamed would be refused before the missing run is."""
+    for command in ("train", "analyze", "probes"):
+        _, output, _ = invoke(capsys, command, "--help")
+        examples = output[output.index("examples:") :].splitlines()[1:]
+        assert examples
+        for example in examples:
+            from icl_interp.cli import _parser
+
+            assert _parser().parse_args(example.split()[1:]).command
+
+
+def test_the_version(capsys):
+    assert invoke(capsys, "--version") == (OK, f"icl-interp {version('icl-interp')}\n", "")
+
+
+# --- The README's probe -----------------------------------------------------------------------------------------------
+
+
+def test_the_readmes_probe_runs_from_a_file(capsys, tmp_path, run_folder):
+    (example,) = re.findall(r"```python\n(from dataclasses .*?)```", README, flags=re.DOTALL)
+    (tmp_path / "bias.py").write_text(example)
+    arguments = ["--probe", tmp_path / "bias.py", "--budget", "200", "--out", tmp_path / "report"]
+    status, output, error = invoke(capsys, "analyze", run_folder, *arguments)
+    assert (status, error) == (OK, "")
+    assert "Does the model predict too much on average?" in output
+    assert "unbiased" in output
+    assert json.loads((tmp_path / "report" / "report.json").read_text())["probes"]["bias"]["status"] == "done"
+
+
+def test_a_file_and_a_name_and_each_once(capsys, tmp_path, run_folder):
+    (example,) = re.findall(r"```python\n(from dataclasses .*?)```", README, flags=re.DOTALL)
+    (tmp_path / "bias.py").write_text(example)
+    probes = [part for probe in ("bias.py", "head_roles", "bias.py") for part in ("--probe", probe)]
+    here = os.getcwd()
+    os.chdir(tmp_path)
+    try:
+        assert invoke(capsys, "analyze", run_folder, *probes, "--budget", "40", "--out", "report")[0] == OK
+    finally:
+        os.chdir(here)
+    assert list(json.loads((tmp_path / "report/report.json").read_text())["probes"]) == ["bias", "head_roles"]
+
+
+# --- Misused ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--heads", "0"], "n_heads must be a whole number ≥ 1, got 0"),
+        (["--layers", "-1"], "n_layers must be a whole number ≥ 1, got -1"),
+        (["--steps", "0"], "steps must be a whole number ≥ 1, got 0"),
+        (["--seed", "-1"], "seed must be a whole number ≥ 0, got -1"),
+        (["--records", "1"], "n_records must be a whole number ≥ 2, got 1"),
+        (["--noise-var", "-0.1"], "noise_var must be a finite number ≥ 0, got -0.1"),
+        (["--lr", "nan"], "lr must be a finite number > 0, got nan"),
+        (["--mean", "1", "2"], "mean must be one finite number or 3 of them, got (1.0, 2.0)"),
+        (["--covariance", "kms:2"], "--covariance kms:RHO needs −1 < RHO < 1, got 'kms:2'"),
+        (["--covariance", "kms:half"], "--covariance kms:RHO needs −1 < RHO < 1, got 'kms:half'"),
+        (["--covariance", "gone.txt"], "--covariance must be kms:RHO or a text file of d rows of d numbers, got"),
+        (["--covariance", "/"], "--covariance must be kms:RHO or a text file of d rows of d numbers, got '/'"),
+        (["--device", "tpu"], "device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got 'tpu'"),
+    ],
+)
+def test_train_with_what_cannot_be(capsys, tmp_path, arguments, said):
+    status, line = complaint(capsys, "train", *SMALL, *arguments, "--out", tmp_path / "r")
+    assert status == MISUSED
+    assert line.startswith(said)
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    ("matrix", "said"),
+    [
+        ("1 2 0\n2 1 0\n0 0 1\n", "covariance must be positive definite, got a smallest eigenvalue of -1"),
+        ("1 0\n0 1\n", "covariance must have shape (3, 3) for dim=3, got (2, 2)"),
+        ("1 0 0\n0.5 1 0\n0 0 1\n", "covariance must be symmetric"),
+        ("1 0 0\n0 nan 0\n0 0 1\n", "covariance must be finite"),
+        ("", "covariance must have shape (3, 3) for dim=3, got"),
+        ("1 0\n0 1 0\n", "--covariance must be kms:RHO or a text file of d rows of d numbers, got"),
+        ("one two\n", "--covariance must be kms:RHO or a text file of d rows of d numbers, got"),
+        ("\x00\x01\x02", "--covariance must be kms:RHO or a text file of d rows of d numbers, got"),
+    ],
+)
+def test_train_with_a_bad_covariance_file(capsys, tmp_path, matrix, said):
+    (tmp_path / "sigma.txt").write_text(matrix)
+    arguments = ["--covariance", tmp_path / "sigma.txt", "--out", tmp_path / "r"]
+    status, line = complaint(capsys, "train", *SMALL, *arguments)
+    assert status == MISUSED
+    assert line.startswith(said)
+
+
+def test_train_over_what_is_not_ours(capsys, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
+    for arguments in ([], ["--overwrite"]):
+        status, line = complaint(capsys, "train", *SMALL, *arguments, "--out", tmp_path / "thesis")
+        assert (status, line) == (
+            MISUSED,
+            f"{tmp_path / 'thesis'} exists and is not a run of ours; choose another place",
+        )
+    assert (tmp_path / "thesis" / "chapter.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--seed", "-1"], "seed must be a whole number ≥ 0, got -1"),
+        (["--budget", "0"], "budget must be a whole number ≥ 1, got 0"),
+        (["--probe", "typo"], "no probe 'typo'; there are circuit_pattern, head_roles, kernel_fit, risk"),
+        (["--probe", "gone.py"], "no probe file at "),
+        (["--device", "cuda:99"], "device 'cuda:99' was asked for, but torch sees "),
+    ],
+)
+def test_analyze_with_what_cannot_be(capsys, tmp_path, run_folder, arguments, said):
+    status, line = complaint(capsys, "analyze", run_folder, "--out", tmp_path / "report", *arguments)
+    assert status == MISUSED
+    assert line.startswith(said)
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_probe_file_that_raises_on_import(capsys, tmp_path, run_folder):
+    (tmp_path / "bad.py").write_text("raise RuntimeError('first line\\nsecond line')\n")
+    status, line = complaint(capsys, "analyze", run_folder, "--probe", tmp_path / "bad.py")
+    assert (status, line) == (
+        MISUSED,
+        f"{tmp_path / 'bad.py'} could not be loaded: RuntimeError: first line second line",
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["frobnicate"], ["train"], ["analyze"], ["analyze", "r", "--seed", "one"], ["train", "--hedas", "2"]],
+)
+def test_what_is_no_command(capsys, arguments):
+    status, output, error = invoke(capsys, *arguments)
+    assert (status, output) == (MISUSED, "")
+    assert error.startswith("usage: icl-interp")
+    assert "error: " in error.splitlines()[-1]
+
+
+# --- Failed -----------------------------------------------------------------------------------------------------------
+
+
+def test_analyze_what_is_not_there(capsys, tmp_path):
+    status, line = complaint(capsys, "analyze", tmp_path / "gone")
+    assert status == FAILED
+    assert "does not exist" in line
+
+
+@pytest.mark.parametrize("command", [["analyze"], ["train", *SMALL, "--out"]])
+def test_a_name_longer_than_any_file_has(capsys, command):
+    status, line = complaint(capsys, *command, "x" * 5000)
+    assert status in (FAILED, MISUSED)
+    assert "File name too long" in line or "does not exist" in line
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no such device here")
+def test_output_to_a_full_disk(capsys, monkeypatch):
+    full = open("/dev/full", "w")  # noqa: SIM115 - closing it is part of the test
+    monkeypatch.setattr(sys, "stdout", full)
+    status, line = complaint(capsys, "probes")
+    assert (status, line) == (FAILED, "[Errno 28] No space left on device")
+    with pytest.raises(OSError, match="No space left"):
+        full.close()
+
+
+@pytest.mark.parametrize("file", ["run.json", "weights.safetensors", "dynamics.safetensors"])
+def test_analyze_a_truncated_run(capsys, tmp_path, file):
+    out = tmp_path / "r"
+    invoke(capsys, "train", *SMALL, "--out", out)
+    whole = (out / file).read_bytes()
+    (out / file).write_bytes(whole[: len(whole) // 2])
+    status, line = complaint(capsys, "analyze", out)
+    assert status == FAILED
+    assert file in line
+
+
+def test_what_a_file_says_does_not_steer_the_terminal(capsys, tmp_path):
+    out = tmp_path / "r"
+    invoke(capsys, "train", *SMALL, "--out", out)
+    description = json.loads((out / "run.json").read_text())
+    description["model"]["\x1b[2J\x07\u202eevil"] = 1
+    (out / "run.json").write_text(json.dumps(description))
+    status, line = complaint(capsys, "analyze", out)
+    assert status == FAILED
+    assert "evil" in line
+    assert line.isprintable()
+
+
+CRASH = """
+from icl_interp.probes import Need, probe
+
+@probe(name="crash", title="Will it crash?", needs=Need.NONE)
+class Crash:
+    def run(self, context):
+        raise RuntimeError("no luck")
+
+    def blocks(self, result):
+        return []
+
+    def judge(self, result):
+        return []
+"""
+
+
+def test_a_probe_that_raises_is_reported_and_the_others_are_shown(capsys, tmp_path, run_folder):
+    (tmp_path / "crash.py").write_text(CRASH)
+    arguments = [
+        "--probe",
+        tmp_path / "crash.py",
+        "--probe",
+        "head_roles",
+        "--budget",
+        "40",
+        "--out",
+        tmp_path / "report",
+    ]
+    status, output, error = invoke(capsys, "analyze", run_folder, *arguments)
+    assert (status, error) == (FAILED, "icl-interp: probes that did not finish: crash\n")
+    assert "failed: RuntimeError: no luck" in output
+    assert "sign_matching" in output
+    probes = json.loads((tmp_path / "report" / "report.json").read_text())["probes"]
+    assert [p["status"] for p in probes.values()] == ["failed", "done"]
+    assert "no luck" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_a_report_that_cannot_be_written_does_not_hide_what_was_found(capsys, tmp_path, run_folder):
+    (tmp_path / "file").write_text("in the way")
+    arguments = ["--probe", "head_roles", "--budget", "40", "--out", tmp_path / "file" / "report"]
+    status, output, error = invoke(capsys, "analyze", run_folder, *arguments)
+    assert status == FAILED
+    assert re.fullmatch(r"icl-interp: could not write .*report\.json: \w.*\n", error)
+    assert "sign_matching" in output
+    assert "written:" not in output
+
+
+def test_a_run_that_cannot_be_saved_is_rescued(capsys, tmp_path, own_temporary_folder):
+    (tmp_path / "file").write_text("in the way")
+    status, line = complaint(capsys, "train", *SMALL, "--out", tmp_path / "file" / "run")
+    assert status in (FAILED, MISUSED)
+    assert "file/run" in line
+    if "what was trained is in " in line:  # unless it was refused before the first step
+        place = Path(line.partition("what was trained is in ")[2])
+        assert place.is_relative_to(own_temporary_folder)
+        assert Run.load(place).step == 30
+
+
+def test_a_training_that_diverges_keeps_what_it_had(capsys, tmp_path, own_temporary_folder):
+    arguments = ["train", *SMALL, "--optimizer", "sgd", "--lr", "1e6", "--steps", "400", "--out", tmp_path / "r"]
+    status, line = complaint(capsys, *arguments)
+    assert status == FAILED
+    assert re.match(
+        r"the loss became (nan|inf) between steps \d+ and \d+: try a smaller lr \(it was 1000000\.0\);", line
+    )
+    Run.load(Path(line.partition("what was trained is in ")[2]))
+
+
+def test_without_a_place_for_the_rescue_there_is_still_one_line(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    (tmp_path / "file").write_text("in the way")
+    arguments = ["train", *SMALL, "--optimizer", "sgd", "--lr", "1e6", "--steps", "400", "--out", tmp_path / "r"]
+    status, line = complaint(capsys, *arguments)
+    assert status == FAILED
+    assert "; nor could what was trained be kept: " in line
+
+
+# --- Real processes ---------------------------------------------------------------------------------------------------
+
+
+def test_the_console_script_is_this_function():
+    (script,) = entry_points(group="console_scripts", name="icl-interp")
+    assert script.load() is main
+
+
+def test_a_full_disk_costs_the_run_nothing_but_its_place(tmp_path):
+    """The limit stands for the disk, and holds for the place of rescue too: both are named, in one line."""
+    done = run(
+        "train",
+        *SMALL,
+        "--out",
+        tmp_path / "r",
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200)),
+    )
+    assert (done.returncode, done.stdout) == (FAILED, "")
+    assert re.fullmatch(
+        r"icl-interp: could not save the run to \S+/r: File too large; nor could what was trained be kept: could not "
+        r"save the run to \S+/run: File too large\n",
+        done.stderr,
+    )
+    assert not (tmp_path / "r").exists()
+
+
+def test_ctrl_c_saves_what_was_trained(tmp_path):
+    """On a terminal, whose progress bar says when training is under way."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    arguments = ["train", *SMALL[:-4], "--steps", "50000000", "--records", "20", "--out", str(tmp_path / "r")]
+    with subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=theirs, text=True) as process:
+        os.close(theirs)
+        shown = ""
+        patience = time.monotonic() + 60
+        while not re.search(r"[1-9]\d+/50000000", shown) and time.monotonic() < patience:
+            if select.select([ours], [], [], 1.0)[0]:
+                shown += os.read(ours, 1000).decode(errors="replace")
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=30)
+        shown += os.read(ours, 100_000).decode(errors="replace")
+    os.close(ours)
+    assert process.returncode == INTERRUPTED
+    trained = Run.load(tmp_path / "r")
+    assert 0 < trained.step < 50_000_000
+    assert f"{trained.step:,} steps, loss " in output
+    assert f"interrupted after {trained.step:,} of 50,000,000 steps; what was trained is saved" in shown
+    assert "Traceback" not in shown
+
+
+def test_a_pipe_that_nobody_reads_on_is_no_error(tmp_path, run_folder):
+    """As in `icl-interp analyze runs/h4 | head -1`: the report is written all the same."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    arguments = ["analyze", run_folder, "--probe", "head_roles", "--budget", "40", "--out", tmp_path]
+    done = run(*arguments, capture_output=False, stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (OK, "")
+    assert (tmp_path / "report.json").is_file()
+    assert (tmp_path / "report.md").is_file()
+
+
+def test_a_terminal_without_greek_still_shows_the_verdicts(capsys, monkeypatch, run_folder, tmp_path):
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
+    monkeypatch.setattr(sys, "stdout", narrow)
+    status = main(["analyze", str(run_folder), "--probe", "head_roles", "--budget", "40", "--out", str(tmp_path)])
+    assert status == OK
+    assert b"sign_matching" in narrow.buffer.getvalue()
