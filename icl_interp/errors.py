@@ -24,6 +24,10 @@ class CheckpointError(ICLError, ValueError):
     """A checkpoint that cannot be opened or trusted: not there, truncated, not finite, from the future."""
 
 
+class NoCheckpointError(CheckpointError, ConfigError):
+    """What was named is no checkpoint: nothing there, or a folder of something else."""
+
+
 class SaveError(ICLError, OSError):
     """A run could not be written.  The run itself is in `run`, so nothing that was trained is lost."""
 

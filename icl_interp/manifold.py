@@ -59,7 +59,7 @@ class Groups:
     ) -> float:
         """Relative distance to S*_γ at the own γ: root of the mean squared misses of |ω|/γ and of the sums of μ/μ_γ."""
         target = mu_of(self.gamma(omega, mu))
-        if target == 0:  # γ is so large that no μ is wanted at all
+        if target < 1e-100:  # γ is so large that no μ is wanted at all
             return np.inf
         sums = np.array([self.positive_sum(omega, mu) - target, self.negative_sum(omega, mu) + target])
         others = mu[~self.attending].sum()

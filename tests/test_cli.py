@@ -315,9 +315,14 @@ def test_what_is_no_command(capsys, arguments):
 
 
 def test_analyze_what_is_not_there(capsys, tmp_path):
+    """A mistyped path is a mistake in the command; a damaged run is not."""
     status, line = complaint(capsys, "analyze", tmp_path / "gone")
-    assert status == FAILED
+    assert status == MISUSED
     assert "does not exist" in line
+    (tmp_path / "pictures").mkdir()
+    status, line = complaint(capsys, "analyze", tmp_path / "pictures")
+    assert status == MISUSED
+    assert "is not a run: expected a folder with run.json" in line
 
 
 @pytest.mark.parametrize("command", [["analyze"], ["train", *SMALL, "--out"]])

@@ -25,7 +25,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from icl_interp.config import ModelConfig
-from icl_interp.errors import CheckpointError, SaveError
+from icl_interp.errors import CheckpointError, NoCheckpointError, SaveError
 from icl_interp.formats.files import hidden, reason, write_through
 from icl_interp.records import Dynamics, Run, TrainConfig, check_dynamics
 from icl_interp.serialization import dumps, from_data, to_data
@@ -92,7 +92,7 @@ def load_run(path: str | Path) -> Run:
     """Open a run's folder, on the CPU wherever it was trained.
 
     Raises:
-        CheckpointError: not there, not a run, damaged, or written by a newer version.
+        CheckpointError: not there or not a run (`NoCheckpointError`), damaged, or written by a newer version.
     """
     path = Path(path)
     try:
@@ -100,15 +100,16 @@ def load_run(path: str | Path) -> Run:
             path = path.parent
         folder = _place(path)
         if not folder.exists():
-            raise CheckpointError("does not exist")
+            raise NoCheckpointError("does not exist")
         if not (folder / RUN).is_file():
             found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) if folder.is_dir() else "a file"
-            raise CheckpointError(
+            raise NoCheckpointError(
                 f"is not a run: expected a folder with {RUN} and {WEIGHTS}, found {found or 'nothing'}"
             )
         return _assemble(_read_json(folder / RUN), folder, origin=str(path))
     except Exception as error:  # a stranger's file may break anything
-        raise CheckpointError(f"{path}: {reason(error)}") from error
+        kind = NoCheckpointError if isinstance(error, NoCheckpointError) else CheckpointError
+        raise kind(f"{path}: {reason(error)}") from error
 
 
 def _describe(run: Run) -> dict[str, Any]:

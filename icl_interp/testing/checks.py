@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import pickle
 from typing import Any
 
 import numpy as np
@@ -116,7 +115,8 @@ def _numbers(run: Run) -> dict[str, bytes]:
 
 def _random_states() -> bytes:
     # Not Python's own `random`: run-time type checkers draw from it.
-    return pickle.dumps((torch.random.get_rng_state().numpy(), np.random.get_state()))
+    _, keys, *position = np.random.get_state()
+    return torch.random.get_rng_state().numpy().tobytes() + np.asarray(keys).tobytes() + repr(position).encode()
 
 
 def _text(outcome: Outcome) -> str:
