@@ -129,6 +129,11 @@ class Analysis:
             write_file(path, text)
         return text
 
+    def __repr__(self) -> str:
+        counts = self.verdicts.status.value_counts()
+        said = ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in counts.items())
+        return f"<Analysis of {self.provenance.origin}: {said or 'no claims'}; print() it for all of them>"
+
     def __str__(self) -> str:
         from icl_interp_reports import to_text
 

@@ -38,12 +38,15 @@ Role = Literal["positive", "negative", "dummy", "mean", "mixed", "unstructured"]
 # Predictions may change by this much (root mean square, relative to them) and count as unchanged: a quarter of a
 # percent of their energy, less than the 0.9 % by which η scatters from one iterate of a training to the next.
 NEGLIGIBLE = 0.05
-# A head may miss its ideal self by this much of what that self does beyond averaging labels: trained heads miss by some
-# 0.1, random ones by more than 2.
+# A head may miss its ideal self by this much of what that self does beyond averaging labels (rms over rms): trained
+# heads miss by 0.1 or so, untrained and random ones by more than 4.
 FIDELITY = 0.5
 # Heads cancel if together they do less than this, relative to the root of the sum of squares of what each does alone.
 # A positive and a negative head do not: at γ = 0.02 they still add up to 0.2.
 CANCELS = 0.1
+# ω and μ describe a model if ideal heads explain its predictions but for this fraction of their energy.  Trained models
+# miss 0.1 to 2 %; untrained ones miss more than half.
+STRUCTURED = 0.05
 EXHAUSTIVE = 12  # heads up to which every set is tried for cancellation; beyond it, pairs
 
 
@@ -83,11 +86,6 @@ class Heads:
     def structured(self) -> bool:
         """Whether ω and μ tell what the model does: the ideal selves explain it, and some head attends."""
         return self.explained.value >= 1 - STRUCTURED and bool(self.are("positive", "negative", "mixed").any())
-
-
-# ω and μ describe a model if ideal heads explain its predictions but for this fraction of their energy.  Trained models
-# miss 0.2 % or so; untrained ones miss most.
-STRUCTURED = 0.05
 
 
 def reference_shape(task: Task | None, dim: int) -> Float[np.ndarray, "dim dim"]:
@@ -200,35 +198,33 @@ def _assign(
     means = _negligible(beyond_mean, limit, [h for h in heads if h not in dummies])
     cancelling = _cancelling(_gram(parts.outputs), limit, [h for h in heads if h not in dummies | means], dummies)
     dummies |= {h for group in cancelling for h in group}
-    attending = [h for h in heads if h not in dummies | means]
-    fits = _fits(parts, np.sign(omega.mean(-1)), attending)
-    roles: tuple[Role, ...] = tuple(
-        "dummy"
-        if h in dummies
-        else "mean"
-        if h in means
-        else _sign(parts.mu[h], omega[h])
-        if fits[h]
-        else "unstructured"
-        for h in heads
-    )
-    return roles, cancelling
+    roles: list[Role] = ["unstructured"] * len(heads)
+    for h in _fitting(parts, np.sign(omega.mean(-1)), [h for h in heads if h not in dummies | means]):
+        roles[h] = _sign(parts.mu[h], omega[h])
+    for h in means:
+        roles[h] = "mean"
+    for h in dummies:
+        roles[h] = "dummy"
+    return tuple(roles), cancelling
 
 
-def _fits(parts: _Parts, sign: np.ndarray, attending: list[int]) -> Bool[np.ndarray, "heads"]:
-    """Which heads do what their ideal selves do: alone, or with the heads of the same sign.
+def _fitting(parts: _Parts, sign: np.ndarray, attending: list[int]) -> list[int]:
+    """The `attending` heads that do what their ideal selves do: alone, or with the heads of the same sign.
 
     Heads that attend alike are only known in sum, so what one of them does beyond its ideal self another may undo.  A
     head is excused if its group as a whole fits, and putting the ideal self in its place alone would make that worse.
     """
     missed = _gram(parts.outputs - parts.mu * parts.ideal)
     signal = _gram(parts.mu * (parts.ideal - parts.mean_label))
-    fits = np.diagonal(missed) <= FIDELITY**2 * np.diagonal(signal)
-    for head in attending:
+
+    def fits(head: int) -> bool:
+        if missed[head, head] <= FIDELITY**2 * signal[head, head]:
+            return True
         group = [h for h in attending if sign[h] == sign[head]]
-        together, others = _joint(missed, group), _joint(missed, [h for h in group if h != head])
-        fits[head] |= together <= min(FIDELITY**2 * _joint(signal, group), others)
-    return fits
+        without = _joint(missed, [h for h in group if h != head])
+        return _joint(missed, group) <= min(FIDELITY**2 * _joint(signal, group), without)
+
+    return [head for head in attending if fits(head)]
 
 
 def _joint(gram: np.ndarray, heads: Sequence[int]) -> float:

@@ -40,7 +40,7 @@ def test_four_heads_show_the_pattern(four_heads: icl.Analysis) -> None:
     found = statuses(four_heads)
     assert found.pop("one_head_optimum") == "not_applicable"
     assert set(found.values()) == {"holds"}, four_heads.verdicts[["claim", "status", "value"]]
-    roles = four_heads.get(HeadRoles).roles
+    roles = four_heads.get(HeadRoles).heads.roles
     assert {"positive", "negative"} <= set(roles) <= {"positive", "negative", "dummy"}
     pattern = four_heads.get(CircuitPattern)
     carries = pattern.weight > 0.1 * pattern.weight.max()

@@ -27,7 +27,7 @@ from icl_interp.training.seeds import record_seed
 from icl_interp.training.torch_engine import TorchEngine
 from icl_interp.weights import Weights
 
-CHUNK = 200  # steps between two looks at the progress bar and at Ctrl-C
+CHUNK = 20  # steps between two looks at the loss, the progress bar and Ctrl-C
 # Below this many multiply-adds a step a GPU only waits for its kernels to start (about 40 of them, some 10 µs each).
 GPU_WORTHWHILE = 10_000_000
 
@@ -128,9 +128,9 @@ def _train(config: TrainConfig, engine: Engine, device: torch.device, progress: 
 
 
 def _advance(engine: Engine, steps: int, bar: tqdm, interrupted: _Interruption) -> tuple[float, int]:
-    """Up to `steps` steps in chunks; the mean loss, and how many were taken before an interruption."""
+    """Up to `steps` steps in chunks; the mean loss, and how many were taken before an interruption or a divergence."""
     taken, total = 0, 0.0
-    while taken < steps and not interrupted:
+    while taken < steps and not interrupted and math.isfinite(total):
         chunk = min(CHUNK, steps - taken)
         total += engine.advance(chunk) * chunk
         taken += chunk

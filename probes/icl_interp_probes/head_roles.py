@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
 
 from icl_interp.probing import (
     Bars,
@@ -26,7 +25,7 @@ from icl_interp.probing import (
     not_applicable,
     probe,
 )
-from icl_interp.roles import STRUCTURED, Role
+from icl_interp.roles import STRUCTURED, Heads
 
 SOURCE = "arXiv 2503.12734, Observation 2"
 EXPLAINED = Threshold("trained models leave 0.1 to 1 % unexplained, untrained ones most of it", low=1 - STRUCTURED)
@@ -35,22 +34,16 @@ MATCHED = Threshold("sign(ω)·μ of every attending head has to be positive bey
 
 @dataclass(frozen=True, eq=False)
 class HeadRoles:
-    """Roles, and what they rest on; see `icl_interp.roles.Heads`.
+    """Roles, what they rest on, and what heads are worth.
 
-    `risk_without` is the rise in risk when the head alone is removed, `risk_without_group` when all heads of a role
-    are.
+    Args:
+        heads: roles and their numbers.
+        risk_without: the rise in risk when a head alone is removed.
+        risk_without_group: the same when all heads of a role are.
+        prompts: on which it was measured.
     """
 
-    roles: tuple[Role, ...]
-    stable: bool
-    structured: bool
-    omega: Float[np.ndarray, "heads"]
-    mu: Float[np.ndarray, "heads outputs"]
-    mu_half: Float[np.ndarray, "heads outputs"]
-    effect: Float[np.ndarray, "heads"]
-    misfit: Float[np.ndarray, "heads"]
-    explained: Estimate
-    cancelling: tuple[tuple[int, ...], ...]
+    heads: Heads
     risk_without: tuple[Estimate, ...]
     risk_without_group: tuple[tuple[str, Estimate], ...]
     prompts: int
@@ -75,16 +68,7 @@ class HeadRolesProbe:
         o, y = np.concatenate(outputs), np.concatenate(targets)
         groups = {role: heads.are(role) for role in dict.fromkeys(heads.roles)}
         return HeadRoles(
-            roles=heads.roles,
-            stable=heads.stable,
-            structured=heads.structured,
-            omega=heads.omega,
-            mu=heads.mu,
-            mu_half=heads.mu_half,
-            effect=heads.effect,
-            misfit=heads.misfit,
-            explained=heads.explained,
-            cancelling=heads.cancelling,
+            heads=heads,
             risk_without=tuple(_rise(o, y, np.arange(o.shape[1]) == h) for h in range(o.shape[1])),
             risk_without_group=tuple((role, _rise(o, y, members)) for role, members in groups.items()),
             prompts=len(y),
@@ -96,13 +80,15 @@ class HeadRolesProbe:
             (
                 h,
                 role,
-                float(result.omega[h]),
-                ", ".join(f"{m:.4g} ± {e:.2g}" for m, e in zip(result.mu[h], result.mu_half[h], strict=True)),
-                float(result.effect[h]),
-                float(result.misfit[h]),
+                float(result.heads.omega[h]),
+                ", ".join(
+                    f"{m:.4g} ± {e:.2g}" for m, e in zip(result.heads.mu[h], result.heads.mu_half[h], strict=True)
+                ),
+                float(result.heads.effect[h]),
+                float(result.heads.misfit[h]),
                 str(result.risk_without[h]),
             )
-            for h, role in enumerate(result.roles)
+            for h, role in enumerate(result.heads.roles)
         )
         columns = ("head", "role", "ω", "μ (95 %)", "effect", "misfit", "risk without it − risk")
         rises = result.risk_without
@@ -122,35 +108,41 @@ class HeadRolesProbe:
                 high=np.array([r.high for r in rises]),
             ),
         ]
-        if result.cancelling:
-            sets = "; ".join(" and ".join(map(str, group)) for group in result.cancelling)
+        if result.heads.cancelling:
+            sets = "; ".join(" and ".join(map(str, group)) for group in result.heads.cancelling)
             blocks.append(Text(f"Heads that matter one at a time and do nothing together: {sets}."))
         return blocks
 
     def judge(self, result: HeadRoles) -> list[Verdict]:
         """Do ideal heads explain the model, and do signs match?"""
-        count = ", ".join(f"{result.roles.count(role)} {role}" for role in dict.fromkeys(result.roles))
-        sentence = f"Ideal heads explain {result.explained.value:.2%} of the prediction's energy; heads: {count}."
+        count = ", ".join(f"{result.heads.roles.count(role)} {role}" for role in dict.fromkeys(result.heads.roles))
+        sentence = f"Ideal heads explain {result.heads.explained.value:.2%} of the prediction's energy; heads: {count}."
         verdicts = [
-            judge("heads_structured", SOURCE.replace("Observation 2", "(3.2)"), result.explained, EXPLAINED, sentence)
+            judge(
+                "heads_structured",
+                SOURCE.replace("Observation 2", "(3.2)"),
+                result.heads.explained,
+                EXPLAINED,
+                sentence,
+            )
         ]
         return [*verdicts, self._signs(result)]
 
     def _signs(self, result: HeadRoles) -> Verdict:
         claim = "sign_matching"
-        if not result.structured:
+        if not result.heads.structured:
             return not_applicable(claim, SOURCE, "ω and μ do not describe this model: its heads are unstructured")
-        attending = [h for h, role in enumerate(result.roles) if role in ("positive", "negative")]
+        attending = [h for h, role in enumerate(result.heads.roles) if role in ("positive", "negative")]
         if not attending:
             return not_applicable(claim, SOURCE, "the claim is about one response; every attending head here is mixed")
-        if not result.stable:
+        if not result.heads.stable:
             return Verdict(
                 claim, SOURCE, "inconclusive", "Quarters of the prompts disagree about the roles: too few prompts."
             )
-        sign = np.sign(result.omega)[attending]
-        products = sign * result.mu[attending, 0]
+        sign = np.sign(result.heads.omega)[attending]
+        products = sign * result.heads.mu[attending, 0]
         worst = int(products.argmin())
-        half = float(result.mu_half[attending, 0][worst])
+        half = float(result.heads.mu_half[attending, 0][worst])
         value = float(products[worst])
         estimate = Estimate(value, value - half, value + half, "prompts")
         return judge(

@@ -39,7 +39,7 @@ def test_nothing_holds_where_nothing_was_learned(family: object) -> None:
         result = icl.analyze(family(seed), budget=BUDGET)  # type: ignore[operator]
         assert {outcome.status for outcome in result} == {"done"}
         assert not (result.verdicts.status == "holds").any(), (seed, result.verdicts[["claim", "status", "value"]])
-        assert set(result.get(HeadRoles).roles) == {"unstructured"}
+        assert set(result.get(HeadRoles).heads.roles) == {"unstructured"}
 
 
 def test_a_hundred_planted_models_give_back_their_roles_omega_and_mu() -> None:
@@ -50,7 +50,7 @@ def test_a_hundred_planted_models_give_back_their_roles_omega_and_mu() -> None:
         roles = [role for role, count in zip(names, counts, strict=True) for _ in range(count)]
         planted = plant(TASK, roles=roles, gamma=float(rng.uniform(0.05, 0.3)), seed=seed)
         result = icl.analyze(planted.run, budget=2048, probes=["circuit_pattern", "head_roles", "kernel_fit"])
-        found = result.get(HeadRoles)
+        found = result.get(HeadRoles).heads
         assert found.roles == planted.roles, seed
         matters = planted.mu != 0
         np.testing.assert_allclose(found.omega[matters], planted.omega[matters], atol=1e-5)

@@ -46,7 +46,7 @@ def test_a_model_of_unstructured_heads_fails_and_says_nothing_of_signs() -> None
     run = Run(config, initial_weights(config, torch.Generator().manual_seed(0)), task=TASK)
     found, statuses = analyzed(run)
     assert statuses == {"heads_structured": "fails", "sign_matching": "not_applicable"}
-    assert set(found.roles) == {"unstructured"}
+    assert set(found.heads.roles) == {"unstructured"}
 
 
 def test_cancelling_heads_are_told() -> None:
