@@ -184,6 +184,24 @@ def test_ctrl_c_keeps_what_was_trained(tmp_path: Path) -> None:
     assert equal(run, whole)
 
 
+def test_a_small_training_takes_one_thread_and_gives_the_others_back() -> None:
+    seen: list[int] = []
+
+    class Watched(Cubic):
+        def sample(self, *arguments: int, **options: object) -> Prompt:
+            seen.append(torch.get_num_threads())
+            return super().sample(*arguments, **options)  # type: ignore[arg-type]
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        icl.train(Watched(), steps=3)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen[1:]) == {1}  # the first is the untrained model's loss
+
+
 def test_training_works_off_the_main_thread() -> None:
     runs: list[icl.Run] = []
     thread = threading.Thread(target=lambda: runs.append(icl.train(TASK, steps=3)))
