@@ -193,10 +193,11 @@ def _assign(
 ) -> tuple[tuple[Role, ...], tuple[tuple[int, ...], ...]]:
     heads = range(parts.outputs.shape[1])
     limit = NEGLIGIBLE**2 * parts.total
-    dummies = _negligible(_gram(parts.outputs), limit)
-    beyond_mean = _gram(parts.outputs - parts.mu * parts.mean_label)
-    means = _negligible(beyond_mean, limit, [h for h in heads if h not in dummies])
-    cancelling = _cancelling(_gram(parts.outputs), limit, [h for h in heads if h not in dummies | means], dummies)
+    output, beyond_mean = _gram(parts.outputs), _gram(parts.outputs - parts.mu * parts.mean_label)
+    dummies = _negligible(output, limit)
+    averaging = [h for h in heads if h not in dummies and beyond_mean[h, h] <= FIDELITY**2 * output[h, h]]
+    means = _negligible(beyond_mean, limit, averaging)
+    cancelling = _cancelling(output, limit, [h for h in heads if h not in dummies | means], dummies)
     dummies |= {h for group in cancelling for h in group}
     roles: list[Role] = ["unstructured"] * len(heads)
     for h in _fitting(parts, np.sign(omega.mean(-1)), [h for h in heads if h not in dummies | means]):

@@ -188,9 +188,8 @@ def _expect_containers(converter: Converter) -> None:
         return (list, tuple) if origin in (list, tuple) else ()
 
     def build(kind: Any) -> Callable[[Any, Any], Any]:
-        if (
-            get_origin(kind) or kind
-        ) is dict:  # what the converter would build, but it would register that in our place
+        if (get_origin(kind) or kind) is dict:
+            # What the converter would build too, but it would register that in our place.
             hook = make_mapping_structure_fn(kind, converter)
         else:
             building.add(kind)  # so that the converter answers with its own hook

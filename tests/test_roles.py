@@ -71,6 +71,15 @@ def test_many_small_heads_are_not_nothing() -> None:
     assert heads.are("negative").sum() >= 16
 
 
+def test_a_small_head_that_does_not_average_is_no_mean_head() -> None:
+    """Two heads at the edge of mattering: the first is a dummy, and the second is not excused for being small."""
+    planted = plant(TASK, omega=[0.13, -0.13, 0.0, 0.0], mu=[3.4, -3.4, 0.0, 0.0], permute=False)
+    circuits = planted.run.circuits()
+    circuits.OV[0, 2:, 5, 0] = 0.22, 0.24  # x̄_1, with 4 % of the prediction's rms each
+    heads = classify_circuits(circuits)
+    assert heads.roles == ("positive", "negative", "dummy", "unstructured")
+
+
 def test_large_weights_without_effect_are_a_dummy_and_small_ones_with_effect_are_not() -> None:
     planted = plant(TASK, omega=[0.13, -0.13, 5.0, 0.01], mu=[3.4, -3.4, 0.0, 0.3], permute=False)
     assert heads_of(planted.run).roles == ("positive", "negative", "dummy", "mean")
