@@ -13,7 +13,7 @@ not.  Cost: six predictors on the budget's prompts at each length, a few seconds
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float
@@ -116,21 +116,16 @@ class RiskProbe:
         measured = [[mean_of(row) for row in rows] for rows in errors]
         differences = [[mean_of(rows[0] - row) for row in rows] for rows in errors]
 
-        centred = _Distances.measure(context, predictors, context.chunks("distance"))
-        shifted_task = _shifted(task)
-        shifted = (
-            _Distances.measure(context, predictors, context.chunks("shifted", task=shifted_task))
-            if shifted_task is not None
-            else None
-        )
-        names = list(predictors)
-        reference = names.index(DEBIASED)
+        sets = [_Distances.measure(context, predictors, context.chunks("distance"))]
+        if isinstance(task, LinearRegression):
+            sets.append(_Distances.measure(context, predictors, context.chunks("shifted", task=_shifted(task))))
+        reference = list(predictors).index(DEBIASED)
         margins = [
-            min((s.margin(i, reference) for s in (centred, shifted) if s is not None), key=lambda e: e.low)
-            for i in range(len(names))
+            min((s.margin(other, reference) for s in sets), key=lambda margin: margin.low)
+            for other in range(len(predictors))
         ]
         return Risk(
-            names=(MODEL, *names),
+            names=(MODEL, *predictors),
             described=tuple(_describe(p) for p in predictors.values()),
             lengths=lengths,
             trained=task.length,
@@ -139,9 +134,9 @@ class RiskProbe:
             excess=_values(differences),
             excess_half=_halves(differences),
             ratio=ratio_of(at_training[0], at_training[1 + reference]),
-            distance=centred.all(),
-            distance_shifted=shifted.all() if shifted is not None else (),
-            scale=centred.scale,
+            distance=sets[0].all(),
+            distance_shifted=sets[1].all() if len(sets) > 1 else (),
+            scale=sets[0].scale,
             margin=tuple(margins),
             several_heads=context.config.n_heads > 1,
             prompts=context.budget,
@@ -226,12 +221,11 @@ class RiskProbe:
         found = "; ".join(f"on {w} {n} is nearest" for w, n in zip(where, nearest, strict=False))
         sentence = f"The model is {worst.value:.3f} of its rms from debiased GD at worst; {found}."
         verdict = judge("function_of_debiased_gd", source, worst, DISTANCE, sentence)
-        others = [m for i, m in enumerate(result.margin) if i != reference]
-        if verdict.status == "holds" and any(m.high < 0 for m in others):
-            return Verdict(verdict.claim, source, "fails", sentence, worst, DISTANCE)
-        if verdict.status == "holds" and any(m.low <= 0 for m in others):
-            return Verdict(verdict.claim, source, "inconclusive", sentence, worst, DISTANCE)
-        return verdict
+        closer = min((m for i, m in enumerate(result.margin) if i != reference), key=lambda margin: margin.low)
+        if verdict.status != "holds" or closer.low > 0:
+            return verdict
+        # Near it, but another predictor is nearer, or as near as can be told.
+        return replace(verdict, status="fails" if closer.high < 0 else "inconclusive")
 
 
 @dataclass(frozen=True, eq=False)
@@ -281,9 +275,7 @@ def _predictors(task: Task, tuning: Prompt) -> dict[str, Predictor]:
     }
 
 
-def _shifted(task: Task) -> Task | None:
-    if not isinstance(task, LinearRegression):
-        return None
+def _shifted(task: LinearRegression) -> LinearRegression:
     size = SHIFT * np.sqrt(np.trace(task.sigma) / task.dim) / np.sqrt(task.dim)
     return task.shifted(task.mean_vector + size)
 
