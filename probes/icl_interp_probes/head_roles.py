@@ -27,7 +27,7 @@ from icl_interp.probing import (
 )
 from icl_interp.roles import STRUCTURED, Heads
 
-SOURCE = "arXiv 2503.12734, Observation 2"
+SOURCE, IDEAL = "arXiv 2503.12734, Observation 2", "arXiv 2503.12734, (3.2)"
 EXPLAINED = Threshold("trained models leave 0.1 to 1 % unexplained, untrained ones most of it", low=1 - STRUCTURED)
 MATCHED = Threshold("sign(ω)·μ of every attending head has to be positive beyond its error", low=0.0)
 
@@ -76,19 +76,18 @@ class HeadRolesProbe:
 
     def blocks(self, result: HeadRoles) -> list[Block]:
         """A table a head, and what removing it costs."""
+        heads = result.heads
         rows = tuple(
             (
                 h,
                 role,
-                float(result.heads.omega[h]),
-                ", ".join(
-                    f"{m:.4g} ± {e:.2g}" for m, e in zip(result.heads.mu[h], result.heads.mu_half[h], strict=True)
-                ),
-                float(result.heads.effect[h]),
-                float(result.heads.misfit[h]),
+                float(heads.omega[h]),
+                ", ".join(f"{m:.4g} ± {e:.2g}" for m, e in zip(heads.mu[h], heads.mu_half[h], strict=True)),
+                float(heads.effect[h]),
+                float(heads.misfit[h]),
                 str(result.risk_without[h]),
             )
-            for h, role in enumerate(result.heads.roles)
+            for h, role in enumerate(heads.roles)
         )
         columns = ("head", "role", "ω", "μ (95 %)", "effect", "misfit", "risk without it − risk")
         rises = result.risk_without
@@ -108,41 +107,33 @@ class HeadRolesProbe:
                 high=np.array([r.high for r in rises]),
             ),
         ]
-        if result.heads.cancelling:
-            sets = "; ".join(" and ".join(map(str, group)) for group in result.heads.cancelling)
+        if heads.cancelling:
+            sets = "; ".join(" and ".join(map(str, group)) for group in heads.cancelling)
             blocks.append(Text(f"Heads that matter one at a time and do nothing together: {sets}."))
         return blocks
 
     def judge(self, result: HeadRoles) -> list[Verdict]:
         """Do ideal heads explain the model, and do signs match?"""
-        count = ", ".join(f"{result.heads.roles.count(role)} {role}" for role in dict.fromkeys(result.heads.roles))
-        sentence = f"Ideal heads explain {result.heads.explained.value:.2%} of the prediction's energy; heads: {count}."
-        verdicts = [
-            judge(
-                "heads_structured",
-                SOURCE.replace("Observation 2", "(3.2)"),
-                result.heads.explained,
-                EXPLAINED,
-                sentence,
-            )
-        ]
-        return [*verdicts, self._signs(result)]
+        heads = result.heads
+        count = ", ".join(f"{heads.roles.count(role)} {role}" for role in dict.fromkeys(heads.roles))
+        sentence = f"Ideal heads explain {heads.explained.value:.2%} of the prediction's energy; heads: {count}."
+        return [judge("heads_structured", IDEAL, heads.explained, EXPLAINED, sentence), self._signs(heads)]
 
-    def _signs(self, result: HeadRoles) -> Verdict:
+    def _signs(self, heads: Heads) -> Verdict:
         claim = "sign_matching"
-        if not result.heads.structured:
+        if not heads.structured:
             return not_applicable(claim, SOURCE, "ω and μ do not describe this model: its heads are unstructured")
-        attending = [h for h, role in enumerate(result.heads.roles) if role in ("positive", "negative")]
+        attending = [h for h, role in enumerate(heads.roles) if role in ("positive", "negative")]
         if not attending:
             return not_applicable(claim, SOURCE, "the claim is about one response; every attending head here is mixed")
-        if not result.heads.stable:
+        if not heads.stable:
             return Verdict(
                 claim, SOURCE, "inconclusive", "Quarters of the prompts disagree about the roles: too few prompts."
             )
-        sign = np.sign(result.heads.omega)[attending]
-        products = sign * result.heads.mu[attending, 0]
+        sign = np.sign(heads.omega)[attending]
+        products = sign * heads.mu[attending, 0]
         worst = int(products.argmin())
-        half = float(result.heads.mu_half[attending, 0][worst])
+        half = float(heads.mu_half[attending, 0][worst])
         value = float(products[worst])
         estimate = Estimate(value, value - half, value + half, "prompts")
         return judge(

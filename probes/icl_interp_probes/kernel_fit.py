@@ -184,10 +184,8 @@ class KernelFitProbe:
         if result.manifold is not None:
             rows.append(("distance to the solution manifold", str(result.manifold), "0"))
         if result.optimum_omega is not None:
-            rows.append(
-                ("one-head optimum: ω", str(result.optimum_omega), f"{_number(result.formula_omega)} by (4.12)")
-            )
-            rows.append(("one-head optimum: μ", str(result.optimum_mu), f"{_number(result.formula_mu)} by (4.12)"))
+            rows.append(("one-head optimum of the risk: ω", str(result.optimum_omega), _number(result.formula_omega)))
+            rows.append(("one-head optimum of the risk: μ", str(result.optimum_mu), _number(result.formula_mu)))
         return [
             Table(columns, heads, alt="ω and μ of every head with their intervals."),
             Table(("quantity", "measured", "theory"), tuple(rows), alt="Quantities that theory speaks of."),
