@@ -17,7 +17,7 @@ many small heads for nothing.  Cost: one pass over the prompts and one kernel re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
@@ -105,14 +105,14 @@ def along(shape: Float[np.ndarray, "dim dim"], KQ_11: Float[np.ndarray, "*heads 
     return root @ KQ_11 @ root
 
 
-def classify(circuits: Circuits, prompt: Prompt, shape: Float[np.ndarray, "dim dim"]) -> Heads:
-    """The roles of a one-layer model's heads on `prompt` (float64 prompts, thousands of them)."""
-    outputs = circuits.head_outputs(prompt)
+def classify(circuits: Circuits, prompts: Iterable[Prompt], shape: Float[np.ndarray, "dim dim"]) -> Heads:
+    """The roles of a one-layer model's heads on `prompts` (float64 batches, thousands of prompts in all)."""
     omega = np.diagonal(along(shape, circuits.KQ_11[0]), axis1=-2, axis2=-1)
-    ideal = _ideal_kernels(circuits, prompt, shape, omega.mean(-1))
-    parts = _Parts.measure(outputs, ideal, prompt.y.mean(1))
+    parts = _Parts.measure(
+        (circuits.head_outputs(p), _ideal_kernels(circuits, p, shape, omega.mean(-1)), p.y.mean(1)) for p in prompts
+    )
     roles, cancelling = _assign(parts, omega)
-    quarters = [parts.of(quarter) for quarter in np.array_split(np.arange(len(prompt)), 4) if len(quarter)]
+    quarters = [parts.of(quarter) for quarter in np.array_split(np.arange(len(parts.outputs)), 4) if len(quarter)]
     energy = parts.energy(parts.outputs)
     total = max(parts.total, np.finfo(float).tiny)
     return Heads(
@@ -152,11 +152,12 @@ class _Parts:
     mu: Float[np.ndarray, "heads outputs"]
 
     @classmethod
-    def measure(cls, outputs: Tensor, ideal: Tensor, mean_label: Tensor) -> _Parts:
-        o, k = outputs.double().cpu().numpy(), ideal.double().cpu().numpy()
+    def measure(cls, batches: Iterable[tuple[Tensor, Tensor, Tensor]]) -> _Parts:
+        """From batches of (outputs, ideal kernels, mean labels)."""
+        o, k, mean_label = (torch.cat(part).double().cpu().numpy() for part in zip(*batches, strict=True))
         energy = (k**2).sum(0)
         mu = np.divide((k * o).sum(0), energy, out=np.zeros_like(energy), where=energy > 0)
-        return cls(o, k, mean_label.double().cpu().numpy()[:, None], mu)
+        return cls(o, k, mean_label[:, None], mu)
 
     def of(self, index: np.ndarray) -> _Parts:
         return _Parts(self.outputs[index], self.ideal[index], self.mean_label[index], self.mu)

@@ -19,7 +19,7 @@ TASK = LinearRegression(dim=5, length=40, noise_var=0.1)
 
 def heads_of(run: Run, n: int = 4000, task: Task = TASK) -> Heads:
     prompt = task.sample(n, generator=torch.Generator().manual_seed(0)).to(dtype=torch.float64)
-    return classify(run.circuits(), prompt, reference_shape(task, run.model_config.dim))
+    return classify(run.circuits(), [prompt], reference_shape(task, run.model_config.dim))
 
 
 def perturbed(run: Run, head: int, block: tuple[slice, slice], change: np.ndarray, circuit: str = "OV") -> Circuits:
@@ -31,7 +31,7 @@ def perturbed(run: Run, head: int, block: tuple[slice, slice], change: np.ndarra
 
 def classify_circuits(circuits: Circuits, n: int = 4000) -> Heads:
     prompt = TASK.sample(n, generator=torch.Generator().manual_seed(0)).to(dtype=torch.float64)
-    return classify(circuits, prompt, np.eye(5))
+    return classify(circuits, [prompt], np.eye(5))
 
 
 @pytest.mark.parametrize("gamma", [0.03, 0.13, 0.4])
@@ -163,7 +163,7 @@ def test_a_head_that_serves_two_responses_with_different_signs_is_mixed() -> Non
         OV[0, head, 4:, 4:] = np.diag(mu)
     circuits = Circuits(KQ, OV, 4, 2)
     prompt = TwoResponses().sample(3000, generator=torch.Generator().manual_seed(0)).to(dtype=torch.float64)
-    heads = classify(circuits, prompt, np.eye(4))
+    heads = classify(circuits, [prompt], np.eye(4))
     assert heads.roles == ("positive", "negative", "mixed")
     np.testing.assert_allclose(heads.mu[2], [2, -2], atol=1e-6)
 
@@ -175,6 +175,6 @@ def test_intervals_of_mu_cover_the_regression_on_more_prompts() -> None:
     covered = []
     for seed in range(60):
         prompt = TASK.sample(500, generator=torch.Generator().manual_seed(seed + 1)).to(dtype=torch.float64)
-        heads = classify(planted.run.circuits(), prompt, np.eye(5))
+        heads = classify(planted.run.circuits(), [prompt], np.eye(5))
         covered.append(np.abs(heads.mu[:, 0] - truth) <= heads.mu_half[:, 0])
     assert 0.87 <= np.mean(covered) <= 1.0  # 120 intervals at 95 %: three standard errors below

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 DEFAULT_BUDGET = 32_768  # prompts for one measurement
-CHUNK_NUMBERS, CHUNK_PROMPTS = 8_000_000, 4_096  # float64 numbers (64 MB) and prompts that are held at a time
+HELD_NUMBERS = 64_000_000  # float64 numbers (512 MB) of prompts that are looked at all at once
+CHUNK_NUMBERS, CHUNK_PROMPTS = 8_000_000, 4_096  # numbers (64 MB) and prompts that are looked at in turn
 
 
 class Need(Flag):
@@ -174,6 +175,11 @@ class Context:
             prompt = source.sample(min(size, n - start), length=length, generator=generator)
             yield prompt.to(self.device, torch.float64)
 
+    def holdable(self, n: int) -> int:
+        """`n`, or as many of the task's prompts as can be held at once where they are large (512 MB).  Needs TASK."""
+        numbers = 2 * self.task.length * (self.task.dim + self.task.n_outputs)
+        return max(2, min(n, HELD_NUMBERS // numbers))
+
     def predict(self, prompt: Prompt) -> Float[Tensor, "batch outputs"]:
         """ŷ_q of the checkpoint.  Needs FORWARD."""
         self._check(Need.FORWARD, "predict()")
@@ -198,7 +204,7 @@ class Context:
         """
         self._check(Need.FORWARD | Need.TASK, "heads")
         self.one_layer()
-        return copy.deepcopy(self._once("heads", lambda: classify(self._circuits, self.sample("heads"), self.shape)))
+        return copy.deepcopy(self._once("heads", lambda: classify(self._circuits, self.chunks("heads"), self.shape)))
 
     def one_layer(self) -> None:
         """Raise `NotApplicable` for a deeper model."""

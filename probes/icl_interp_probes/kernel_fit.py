@@ -335,7 +335,7 @@ def _functional_step(context: Context) -> Estimate:
 
 def _one_head_optimum(context: Context) -> tuple[Estimate, Estimate]:
     """(ω, μ) of least risk, with the optimum's spread between batches of prompts."""
-    size = max(context.budget // BATCHES, 2)
+    size = context.holdable(max(context.budget // BATCHES, 2))
     kernels = [
         best_kernel(context.sample(f"optimum {i}", size), scaled=True, task=context.task) for i in range(BATCHES)
     ]

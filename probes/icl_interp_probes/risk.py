@@ -109,7 +109,7 @@ class RiskProbe:
         """Tune, then measure everything on fresh prompts."""
         context.one_layer()
         task = context.task
-        predictors = _predictors(task, context.sample("tuning", min(context.budget, TUNING_PROMPTS)))
+        predictors = _predictors(task, context.sample("tuning", context.holdable(min(context.budget, TUNING_PROMPTS))))
         lengths = tuple(sorted({*LENGTHS, task.length}))
         errors = [_squared_errors(context, predictors, length) for length in lengths]  # each (predictors, prompts)
         at_training = errors[lengths.index(task.length)]

@@ -305,3 +305,12 @@ def test_the_reference_shape_is_the_tasks(planted):
     shape = Context(planted, LinearRegression(3, 8, covariance=kms(0.5))).shape
     assert np.trace(shape) == pytest.approx(3)
     assert abs(shape[0, 1]) > 0.05
+
+
+def test_what_is_held_at_once_is_bounded():
+    large = LinearRegression(100, 800)
+    seen = Context(Run(ModelConfig(100), initial_weights(ModelConfig(100)), task=large))
+    held = seen.holdable(30_000)
+    assert 100 < held < 1_000
+    assert held * 2 * 800 * 101 <= context.HELD_NUMBERS
+    assert Context(plant(TASK, omega=[0.1], mu=[1.0]).run).holdable(30_000) == 30_000
