@@ -168,8 +168,7 @@ class Context:
         n = self.budget if n is None else n
         check_count("n", n)
         # The model has no say in the size: the same seed has to give the same prompts to models that are compared.
-        numbers = 2 * (length or source.length) * (source.dim + source.n_outputs)
-        size = max(1, min(n, CHUNK_PROMPTS, CHUNK_NUMBERS // numbers))
+        size = max(1, min(n, CHUNK_PROMPTS, CHUNK_NUMBERS // _numbers(source, length)))
         generator = torch.Generator().manual_seed(self._entropy(label))
         for start in range(0, n, size):
             prompt = source.sample(min(size, n - start), length=length, generator=generator)
@@ -177,8 +176,7 @@ class Context:
 
     def holdable(self, n: int) -> int:
         """`n`, or as many of the task's prompts as can be held at once where they are large (512 MB).  Needs TASK."""
-        numbers = 2 * self.task.length * (self.task.dim + self.task.n_outputs)
-        return max(2, min(n, HELD_NUMBERS // numbers))
+        return max(2, min(n, HELD_NUMBERS // _numbers(self.task)))
 
     def predict(self, prompt: Prompt) -> Float[Tensor, "batch outputs"]:
         """ŷ_q of the checkpoint.  Needs FORWARD."""
@@ -237,3 +235,8 @@ class Context:
     @staticmethod
     def _join(prompts: list[Prompt]) -> Prompt:
         return Prompt(*(torch.cat([getattr(p, name) for p in prompts]) for name in ("x", "y", "x_q", "y_q")))
+
+
+def _numbers(task: Task, length: int | None = None) -> int:
+    """How many numbers a prompt takes, drawn and in the form that is worked on."""
+    return 2 * (length or task.length) * (task.dim + task.n_outputs)

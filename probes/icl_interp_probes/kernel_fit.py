@@ -312,7 +312,8 @@ def _late_iterates(context: Context) -> _Iterates | None:
     circuits = context.late_circuits() if context.offers(Need.DYNAMICS) else []
     if len(circuits) < 2 * BATCHES:
         return None
-    omega = np.array([np.einsum("hii->h", along(context.shape, c.KQ_11[0])) / c.dim for c in circuits])
+    KQ_11 = along(context.shape, np.array([c.KQ_11[0] for c in circuits]))
+    omega = np.diagonal(KQ_11, axis1=-2, axis2=-1).mean(-1)
     name = f"the mean of {len(circuits)} iterates in the last fifth of training"
     return _Iterates(omega, np.array([c.mu[0, :, 0] for c in circuits]), name)
 
