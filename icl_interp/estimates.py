@@ -5,6 +5,7 @@ What cannot be told (too few samples, numbers that are not finite) gets an infin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -44,8 +45,20 @@ class Estimate:
         low, high = sorted((function(self.low), function(self.high)))
         return Estimate(function(self.value), low, high, self.covers)
 
+    def written(self) -> tuple[str, str]:
+        """Value and interval as text, with as many digits as the interval warrants: two of its half-width."""
+        form, size = ".4g", max(abs(self.low), abs(self.high))
+        if 0 < self.half < math.inf:
+            last = math.floor(math.log10(self.half)) - 1  # the last digit's power of ten
+            if 1e-4 < size < 1e6 and last >= -6:
+                form = f"z.{max(-last, 0)}f"
+            else:
+                form = f".{min(max(math.floor(math.log10(size)) - last + 1, 2), 6)}g"
+        interval = "exact" if self.covers == "exact" else f"[{self.low:{form}}, {self.high:{form}}]"
+        return f"{self.value:{form}}", interval
+
     def __str__(self) -> str:
-        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+        return " ".join(self.written())
 
 
 def exact(value: float) -> Estimate:

@@ -154,6 +154,9 @@ class KMS:
             raise ConfigError(str(error)) from None
         object.__setattr__(self, "rho", float(self.rho))
 
+    def __repr__(self) -> str:
+        return f"kms({self.rho!r})"
+
 
 def kms(rho: float) -> KMS:
     """Kac–Murdock–Szegő covariance with correlation `rho` between neighbours, −1 < rho < 1.

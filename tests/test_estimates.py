@@ -209,11 +209,40 @@ def test_map_turns_the_interval_round_under_a_falling_function(value, below, abo
 
 def test_text_half_and_exact():
     estimate = Estimate(1.23456, 1.0, 1.5, "prompts")
-    assert str(estimate) == "1.235 [1, 1.5]"
+    assert str(estimate) == "1.23 [1.00, 1.50]"
     assert estimate.half == 0.25
     assert exact(np.float64(2)) == Estimate(2.0, 2.0, 2.0, "exact")
     assert exact(2.0).half == 0.0
     assert str(mean_of(np.array([1.0]))) == "1 [-inf, inf]"
+
+
+@pytest.mark.parametrize(
+    ("estimate", "value", "interval"),
+    [
+        (Estimate(0.88056, 0.87881, 0.88231), "0.8806", "[0.8788, 0.8823]"),
+        (Estimate(0.0015884, 0.0, 0.0053251), "0.0016", "[0.0000, 0.0053]"),
+        (Estimate(-0.00001, -0.001, 0.001), "0.0000", "[-0.0010, 0.0010]"),  # no minus before a zero
+        (Estimate(1234.56, 1134.0, 1335.0), "1235", "[1134, 1335]"),
+        (Estimate(2.7226, 2.7226 - 3e-8, 2.7226 + 3e-8), "2.7226", "[2.7226, 2.7226]"),
+        (Estimate(-3.7e-7, -1.03e-6, 2.9e-7), "-3.7e-07", "[-1.03e-06, 2.9e-07]"),
+        (Estimate(3.2e12, 3.1e12, 3.3e12), "3.2e+12", "[3.1e+12, 3.3e+12]"),
+        (exact(0.0391712), "0.03917", "exact"),
+        (Estimate(0.5, 0.5, 0.5, "prompts"), "0.5", "[0.5, 0.5]"),
+        (Estimate(math.nan, -math.inf, math.inf), "nan", "[-inf, inf]"),
+    ],
+)
+def test_as_many_digits_as_the_interval_warrants(estimate, value, interval):
+    assert estimate.written() == (value, interval)
+
+
+@given(st.floats(-1e9, 1e9), st.floats(1e-9, 1e6))
+def test_what_is_written_is_the_number_up_to_a_tenth_of_its_error(value, half):
+    estimate = Estimate(value, value - half, value + half, "prompts")
+    written, interval = estimate.written()
+    low, high = map(float, interval.strip("[]").split(", "))
+    coarse = max(0.1 * half, 1e-3 * abs(value))  # four digits where the interval warrants more than can be shown
+    assert (float(written), low, high) == pytest.approx((value, estimate.low, estimate.high), abs=coarse)
+    assert max(map(len, (written, *interval.split(", ")))) <= 15
 
 
 def test_an_interval_the_wrong_way_round_is_refused():
