@@ -8,7 +8,7 @@ from icl_interp.estimates import (
     ratio_of,
     slope_of,
 )
-from icl_interp.probing.blocks import Bars, Block, Cell, Equation, Heatmap, Lines, Scatter, Surface, Table, Text
+from icl_interp.probing.blocks import Bars, Block, Cell, Equation, Frames, Heatmap, Lines, Scatter, Surface, Table, Text
 from icl_interp.probing.context import Context, Need, NotApplicable, UndeclaredNeed
 from icl_interp.probing.outcomes import Outcome, broken, run_probe
 from icl_interp.probing.registry import Probe, discover, load_file, probe
@@ -21,6 +21,7 @@ __all__ = [
     "Context",
     "Equation",
     "Estimate",
+    "Frames",
     "Heatmap",
     "Lines",
     "Need",

@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from icl_interp.errors import ConfigError
+from icl_interp.estimates import Estimate
 
-Cell = str | int | float | bool | None
+Cell = str | int | float | bool | Estimate | None
 
 
 class _Shown:
@@ -66,12 +67,16 @@ class Equation(_Shown):
 
 @dataclass(frozen=True)
 class Table(_Shown):
-    """Rows of cells under named columns."""
+    """Rows of cells under named columns; an `Estimate` is shown with its interval.
+
+    `first_screen` asks for a place at the top of a report too: for what a reader wants before anything else.
+    """
 
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     alt: str
     title: str = ""
+    first_screen: bool = False
 
     def _check(self) -> None:
         for row in self.rows:
@@ -79,12 +84,17 @@ class Table(_Shown):
                 raise ConfigError(f"a row of {len(row)} cells under {len(self.columns)} columns: {_brief(row)}")
             for cell in row:
                 if not isinstance(cell, Cell):
-                    raise ConfigError(f"a cell must be text, a plain number, a bool or None, got {_brief(cell)}")
+                    raise ConfigError(
+                        f"a cell must be text, a plain number, a bool, an Estimate or None, got {_brief(cell)}"
+                    )
 
 
 @dataclass(frozen=True, eq=False)
 class Heatmap(_Shown):
-    """Matrices side by side on one symmetric colour scale; NaN entries are left out (inert parts of a circuit)."""
+    """Matrices side by side on one symmetric colour scale; NaN entries are left out (inert parts of a circuit).
+
+    `first_screen` is as a table's; large matrices find no place there.
+    """
 
     matrices: Float[np.ndarray, "panels rows columns"]
     panels: tuple[str, ...]
@@ -92,6 +102,7 @@ class Heatmap(_Shown):
     title: str = ""
     row_labels: tuple[str, ...] = ()
     column_labels: tuple[str, ...] = ()
+    first_screen: bool = False
 
     def _check(self) -> None:
         self._need(None, None, None, matrices=self.matrices)
@@ -99,6 +110,38 @@ class Heatmap(_Shown):
         self._name(panels, panels=self.panels)
         self._name(rows if self.row_labels else 0, row_labels=self.row_labels)
         self._name(columns if self.column_labels else 0, column_labels=self.column_labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Frames(_Shown):
+    """One row of heat maps at several moments, on one colour scale: a slider goes through them.
+
+    `moments` ascend; `name` says what they are (steps of the training, unless told).
+    """
+
+    matrices: Float[np.ndarray, "moments panels rows columns"]
+    moments: Int[np.ndarray, "moments"]
+    panels: tuple[str, ...]
+    alt: str
+    title: str = ""
+    name: str = "step"
+    row_labels: tuple[str, ...] = ()
+    column_labels: tuple[str, ...] = ()
+
+    def _check(self) -> None:
+        self._need(None, moments=self.moments)
+        self._need(len(self.moments), None, None, None, matrices=self.matrices)
+        ascend = (self.moments[1:] > self.moments[:-1]).all()  # no differences: those of unsigned numbers wrap around
+        if self.moments.dtype.kind not in "iu" or not len(self.moments) or not ascend:
+            raise ConfigError(
+                f"Frames.moments must be ascending whole numbers, one at least, got {_brief(self.moments)}"
+            )
+        self.at(0)
+
+    def at(self, index: int) -> Heatmap:
+        """The heat maps of one moment."""
+        title = f"{self.title}, {self.name} {self.moments[index]:,}".removeprefix(", ")
+        return Heatmap(self.matrices[index], self.panels, self.alt, title, self.row_labels, self.column_labels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,4 +221,4 @@ def _brief(value: object) -> str:
     return f"{type(value).__name__} {str(value)[:100]!r}"
 
 
-Block = Text | Equation | Table | Heatmap | Lines | Scatter | Bars | Surface
+Block = Text | Equation | Table | Heatmap | Frames | Lines | Scatter | Bars | Surface

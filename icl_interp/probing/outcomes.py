@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 import traceback
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from icl_interp.probing.blocks import Block
 from icl_interp.probing.context import Context, Need, NotApplicable
-from icl_interp.probing.registry import Probe
+from icl_interp.probing.registry import Probe, is_probe_file
 from icl_interp.probing.verdicts import Verdict
 from icl_interp.serialization import dumps, to_data
 
@@ -28,7 +31,8 @@ class Outcome:
     """One probe's outcome.
 
     `status` is `done`, `skipped` (a need was not met), `not_applicable` (the probe said so), `failed` (it raised), or
-    `broken` (it could not be loaded); `reason` says why, `details` holds a failure's traceback.
+    `broken` (it could not be loaded); `reason` says why, `details` holds a failure's traceback.  `about` is the first
+    paragraph of the probe's docstring, `source` the module or file it came from, `looked_at` what it declared.
     """
 
     probe: str
@@ -39,34 +43,64 @@ class Outcome:
     verdicts: tuple[Verdict, ...] = ()
     reason: str = ""
     details: str = ""
+    about: str = ""
+    source: str = ""
+    looked_at: Need = Need.NONE
+
+    def __repr__(self) -> str:
+        from icl_interp_reports import outcome_in_a_line
+
+        return outcome_in_a_line(self)
+
+    def _repr_html_(self) -> str:
+        from icl_interp_reports import outcome_in_notebook
+
+        return outcome_in_notebook(self)
 
 
 def run_probe(probe: Probe[Any], context: Context) -> Outcome:
     """Run one probe; whatever it does, an outcome comes back (but for Ctrl-C)."""
-    name, title = probe.name, probe.title
+    skipped = Outcome(
+        probe.name,
+        probe.title,
+        "skipped",
+        about=_first_paragraph(type(probe).__doc__),
+        source=_source(type(probe)),
+        looked_at=probe.needs | probe.uses,
+    )
     missing = [words for need, words in _OFFERS.items() if need in probe.needs and need not in context.available]
     if missing:
-        return Outcome(name, title, "skipped", reason=f"needs {' and '.join(missing)}")
+        return replace(skipped, reason=f"needs {' and '.join(missing)}")
     try:
         value = probe.run(context.restricted(probe.needs | probe.uses))
         _check_result(value)
         blocks = _sequence(probe.blocks(value), Block, "blocks() must return Blocks")
         verdicts = _sequence(probe.judge(value), Verdict, "judge() must return Verdicts")
-        return Outcome(name, title, "done", value, blocks, verdicts)
+        return replace(skipped, status="done", value=value, blocks=blocks, verdicts=verdicts)
     except NotApplicable as reason:
-        return Outcome(name, title, "not_applicable", reason=str(reason))
+        return replace(skipped, status="not_applicable", reason=str(reason))
     except (Exception, SystemExit) as error:
-        return _went_wrong(name, title, "failed", "", error)
+        return replace(skipped, status="failed", **_went_wrong(error))
 
 
 def broken(name: str, error: BaseException) -> Outcome:
     """The outcome of a plugin that could not be loaded."""
-    return _went_wrong(name, name, "broken", "could not be loaded: ", error)
+    wrong = _went_wrong(error)
+    return Outcome(name, name, "broken", reason=f"could not be loaded: {wrong['reason']}", details=wrong["details"])
 
 
-def _went_wrong(name: str, title: str, status: OutcomeStatus, what: str, error: BaseException) -> Outcome:
-    reason = f"{what}{type(error).__name__}: {error}"
-    return Outcome(name, title, status, reason=reason, details="".join(traceback.format_exception(error)))
+def _went_wrong(error: BaseException) -> dict[str, str]:
+    return {"reason": f"{type(error).__name__}: {error}", "details": "".join(traceback.format_exception(error))}
+
+
+def _first_paragraph(docstring: str | None) -> str:
+    return " ".join(inspect.cleandoc(docstring or "").partition("\n\n")[0].split())
+
+
+def _source(kind: type) -> str:
+    """The probe's module, or its file's name where it was loaded from a file by path."""
+    file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    return Path(file).name if file and is_probe_file(kind.__module__) else kind.__module__
 
 
 def _check_result(value: object) -> None:

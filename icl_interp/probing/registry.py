@@ -23,6 +23,7 @@ from icl_interp.probing.verdicts import Verdict
 R = TypeVar("R")
 C = TypeVar("C", bound=type)
 ENTRY_POINTS = "icl_interp.probes"
+_FILE_MODULE = "icl_interp_probe_file_"
 
 
 @runtime_checkable
@@ -107,7 +108,7 @@ def load_file(path: str | Path) -> list[str]:
     if not path.is_file():
         raise ConfigError(f"no probe file at {path}")
     discover()  # so that installed probes have their names first
-    module_name = f"icl_interp_probe_file_{path.stem}_{abs(hash(path)):x}"
+    module_name = f"{_FILE_MODULE}{path.stem}_{abs(hash(path)):x}"
     for name in _declared_in(module_name):
         del _REGISTRY[name]
     spec = importlib.util.spec_from_file_location(module_name, path)
@@ -124,6 +125,11 @@ def load_file(path: str | Path) -> list[str]:
     if not names:
         raise ConfigError(f"{path} declares no probe: decorate a class with @icl_interp.probes.probe(...)")
     return names
+
+
+def is_probe_file(module: str) -> bool:
+    """Whether `load_file` made this module."""
+    return module.startswith(_FILE_MODULE)
 
 
 def _declared_in(module: str) -> list[str]:

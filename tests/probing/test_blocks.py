@@ -13,6 +13,8 @@ from icl_interp.probing import (
     Bars,
     Block,
     Equation,
+    Estimate,
+    Frames,
     Heatmap,
     Lines,
     Outcome,
@@ -28,11 +30,20 @@ two, three = np.arange(2.0), np.arange(3.0)
 GOOD = {
     Text: {"text": "words"},
     Equation: {"tex": "x^2", "alt": "x squared"},
-    Table: {"columns": ("a", "b"), "rows": ((1, "x"), (None, True)), "alt": "a table"},
+    Table: {"columns": ("a", "b"), "rows": ((1, "x"), (None, True), (0.5, Estimate(1.0, 0.0, 2.0))), "alt": "a table"},
     Heatmap: {
         "matrices": np.zeros((2, 3, 4)),
         "panels": ("one", "two"),
         "alt": "zeros",
+        "row_labels": ("r",) * 3,
+        "column_labels": ("c",) * 4,
+    },
+    Frames: {
+        "matrices": np.zeros((3, 2, 3, 4)),
+        "moments": np.array([0, 10, 1000]),
+        "panels": ("one", "two"),
+        "alt": "zeros at three steps",
+        "title": "KQ",
         "row_labels": ("r",) * 3,
         "column_labels": ("c",) * 4,
     },
@@ -85,17 +96,39 @@ def test_a_paragraph_is_its_own_alternative(text):
 
 MISFITS = [
     (Table, {"rows": ((1,),)}, r"a row of 1 cells under 2 columns: tuple '\(1,\)'"),
-    (Table, {"rows": ((1, object),)}, "a cell must be text, a plain number, a bool or None, got type"),
+    (Table, {"rows": ((1, object),)}, "a cell must be text, a plain number, a bool, an Estimate or None, got type"),
     (
         Table,
         {"rows": ((1, np.zeros(2)),)},
-        r"a cell must be text, a plain number, a bool or None, got ndarray '\[0. 0.\]'",
+        r"a cell must be text, a plain number, a bool, an Estimate or None, got ndarray '\[0. 0.\]'",
     ),
     (Heatmap, {"matrices": np.zeros((3, 4))}, r"Heatmap.matrices must have shape \(any, any, any\), got \(3, 4\)"),
     (Heatmap, {"panels": ("one",)}, "Heatmap.panels must have 2 entries, got 1"),
     (Heatmap, {"row_labels": ("r",)}, "Heatmap.row_labels must have 3 entries, got 1"),
     (Heatmap, {"column_labels": ("c",)}, "Heatmap.column_labels must have 4 entries, got 1"),
     (Heatmap, {"matrices": [[[0.0]]]}, "Heatmap.matrices must be a numpy array of numbers, got list"),
+    (
+        Frames,
+        {"moments": np.array([0, 10])},
+        r"Frames.matrices must have shape \(2, any, any, any\), got \(3, 2, 3, 4\)",
+    ),
+    (Frames, {"moments": np.zeros((3, 1), int)}, r"Frames.moments must have shape \(any\), got \(3, 1\)"),
+    (Frames, {"moments": (0, 10, 1000)}, "Frames.moments must be a numpy array of numbers, got tuple"),
+    (
+        Frames,
+        {"moments": np.array([0, 10, 10])},
+        r"Frames.moments must be ascending whole numbers, one at least, got nd",
+    ),
+    (Frames, {"moments": np.array([0.0, 1.0, 2.0])}, "must be ascending whole numbers, one at least, got ndarray"),
+    (
+        Frames,
+        {"matrices": np.zeros((0, 2, 3, 4)), "moments": np.zeros(0, int)},
+        "ascending whole numbers, one at least",
+    ),
+    (Frames, {"matrices": np.zeros((3, 2, 3))}, r"Frames.matrices must have shape \(3, any, any, any\)"),
+    (Frames, {"panels": ("one",)}, "Heatmap.panels must have 2 entries, got 1"),
+    (Frames, {"row_labels": ("r",) * 4}, "Heatmap.row_labels must have 3 entries, got 4"),
+    (Frames, {"column_labels": ("c",)}, "Heatmap.column_labels must have 4 entries, got 1"),
     (Lines, {"x": two}, r"Lines.y must have shape \(2, 2\), got \(2, 3\)"),
     (Lines, {"x": np.zeros((3, 1))}, r"Lines.x must have shape \(any\), got \(3, 1\)"),
     (Lines, {"names": ("f",)}, r"Lines.y must have shape \(1, 3\), got \(2, 3\)"),
@@ -133,6 +166,38 @@ def test_lines_take_exactly_matching_shapes(names, points, other):
     else:
         with pytest.raises(ConfigError, match=r"Lines\.y must have shape"):
             Lines(x, y, ("f",) * names, alt="curves")
+
+
+@given(st.lists(st.integers(0, 255), max_size=5), st.sampled_from(["int64", "uint8"]))
+def test_moments_ascend_whatever_they_are_made_of(moments, dtype):
+    """Differences of unsigned numbers are never negative."""
+    parts = GOOD[Frames] | {"matrices": np.zeros((len(moments), 2, 3, 4)), "moments": np.array(moments, dtype)}
+    if moments and moments == sorted(set(moments)):
+        assert Frames(**parts).moments.tolist() == moments
+    else:
+        with pytest.raises(ConfigError, match=r"Frames\.moments must be ascending whole numbers"):
+            Frames(**parts)
+
+
+def test_a_frame_is_the_heat_map_of_its_moment():
+    matrices = np.random.default_rng(0).standard_normal((3, 2, 3, 4))
+    frames = Frames(**GOOD[Frames] | {"matrices": matrices})
+    for index, title in enumerate(("KQ, step 0", "KQ, step 10", "KQ, step 1,000")):
+        frame = frames.at(index)
+        np.testing.assert_array_equal(frame.matrices, matrices[index])
+        assert (frame.title, frame.panels, frame.alt) == (title, frames.panels, frames.alt)
+        assert (frame.row_labels, frame.column_labels) == (frames.row_labels, frames.column_labels)
+    untitled = Frames(np.zeros((1, 1, 2, 2)), np.array([7]), ("one",), alt="zeros", name="length")
+    assert untitled.at(0).title == "length 7"
+    assert untitled.at(0).row_labels == ()
+
+
+@given(st.floats(allow_nan=True), st.floats(0))
+def test_a_cell_with_an_interval_stays_what_it_is(value, half):
+    estimate = Estimate(value, value - half, value + half, "prompts")
+    table = Table(("a",), ((estimate,),), alt="one number", first_screen=True)
+    assert table.rows[0][0] is estimate
+    assert to_data(table)["rows"] == [[to_data(estimate)]]
 
 
 def test_a_table_of_what_numpy_counts_is_told_to_use_plain_numbers():

@@ -13,9 +13,34 @@ from icl_interp.probing import (
     Text,
     Verdict,
     broken,
+    discover,
+    load_file,
+    registry,
     run_probe,
 )
 from icl_interp.testing import plant
+
+OWN_FILE = '''
+from dataclasses import dataclass
+from icl_interp.probes import Need, Text, probe
+
+@dataclass(frozen=True)
+class Found:
+    number: float = 1.0
+
+@probe(name="mine", title="Mine?", needs=Need.NONE)
+class Mine:
+    """Mine."""
+
+    def run(self, context):
+        return Found()
+
+    def blocks(self, result):
+        return [Text("one")]
+
+    def judge(self, result):
+        return []
+'''
 
 
 @dataclass(frozen=True)
@@ -179,7 +204,53 @@ def test_the_probe_sees_what_it_needs_and_what_it_uses(seen):
     assert run_probe(Plain(needs=Need.WEIGHTS, uses=Need.TASK, run=run), seen).status == "done"
 
 
+@pytest.mark.parametrize(
+    ("docstring", "about"),
+    [
+        ("One line.", "One line."),
+        ("Two\n    lines,  and spaces.\n\n    Another paragraph.\n    ", "Two lines, and spaces."),
+        ("\n    After a blank line.\n    ", "After a blank line."),
+        ("", ""),
+        (None, ""),
+    ],
+)
+def test_what_a_probe_is_about_is_its_docstrings_first_paragraph(seen, docstring, about):
+    kind = type("Told", (Plain,), {"__doc__": docstring})
+    assert run_probe(kind(), seen).about == about
+
+
+ENDINGS = {
+    "done": {},
+    "skipped": {"needs": Need.DYNAMICS},
+    "not_applicable": {"run": raising(NotApplicable("no"))},
+    "failed": {"blocks": raising(ValueError("bad luck"))},
+}
+
+
+@pytest.mark.parametrize("status", ENDINGS)
+def test_however_it_ends_it_says_what_it_is_and_where_from(seen, status):
+    parts = {"needs": Need.WEIGHTS, "uses": Need.TASK} | ENDINGS[status]
+    outcome = run_probe(Plain(**parts), seen)
+    assert outcome.status == status
+    assert outcome.about == "A probe as a plain object: every part of it can be replaced."
+    assert outcome.source == __name__
+    assert outcome.looked_at == parts["needs"] | Need.TASK
+
+
+def test_the_source_of_an_installed_probe_is_its_module(seen):
+    assert run_probe(discover()[0]["head_roles"], seen).source == "icl_interp_probes.head_roles"
+
+
+def test_the_source_of_a_file_is_its_name(seen, tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    (tmp_path / "mine.py").write_text(OWN_FILE)
+    load_file(tmp_path / "mine.py")
+    outcome = run_probe(discover()[0]["mine"], seen)
+    assert (outcome.status, outcome.source, outcome.about) == ("done", "mine.py", "Mine.")
+
+
 def test_a_plugin_that_could_not_be_loaded():
     outcome = broken("mine (mine.probes)", ImportError("no module named scipyx"))
     assert (outcome.probe, outcome.title, outcome.status) == ("mine (mine.probes)", "mine (mine.probes)", "broken")
     assert outcome.reason == "could not be loaded: ImportError: no module named scipyx"
+    assert (outcome.about, outcome.source, outcome.looked_at) == ("", "", Need.NONE)

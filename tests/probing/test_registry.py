@@ -10,7 +10,7 @@ from icl_interp.errors import ConfigError
 from icl_interp.probing import Need, Probe, discover, load_file, probe, registry
 from icl_interp.testing import plant
 
-BUILT_IN = ["circuit_pattern", "head_roles", "kernel_fit", "risk"]
+BUILT_IN = ["circuit_pattern", "head_roles", "kernel_fit", "risk", "dynamics"]
 FILE = """
 from dataclasses import dataclass
 from icl_interp.probes import Need, Text, probe
@@ -132,7 +132,7 @@ def test_the_same_class_again_takes_its_own_place():
 
 def test_the_built_ins_are_found_in_reading_order():
     known, broken = discover()
-    assert list(known)[:4] == BUILT_IN
+    assert list(known)[: len(BUILT_IN)] == BUILT_IN
     assert not broken
 
 
@@ -180,7 +180,7 @@ def test_a_bad_file(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message):
         load_file(path)
     assert not [name for name in set(sys.modules) - modules if "probe_file" in name and "declares" not in message]
-    assert list(discover()[0])[:4] == BUILT_IN
+    assert list(discover()[0])[: len(BUILT_IN)] == BUILT_IN
 
 
 @pytest.mark.parametrize(("name", "message"), [("gone.py", "no probe file at .*gone.py"), ("", "no probe file at")])
@@ -228,7 +228,7 @@ def test_a_broken_plugin_is_seen_and_the_others_go_on(tmp_path, monkeypatch, pla
     result = analyze(planted, budget=50)
     states = {o.probe: o.status for o in result}
     lost = "brokenplugin (broken_plugin)"
-    assert states == dict.fromkeys([*BUILT_IN, "count"], "done") | {lost: "broken"}
+    assert states == dict.fromkeys([*BUILT_IN, "count"], "done") | {"dynamics": "skipped", lost: "broken"}
     assert result[lost].reason.startswith("could not be loaded: ")
     assert reason in result[lost].reason
     assert "Traceback" in result[lost].details
@@ -245,7 +245,7 @@ def test_an_entry_point_to_nowhere(tmp_path, monkeypatch):
     install(tmp_path, monkeypatch, "nowhere", "gone_module", "")
     (tmp_path / "gone_module.py").unlink()
     known, broken = discover()
-    assert list(known)[:4] == BUILT_IN
+    assert list(known)[: len(BUILT_IN)] == BUILT_IN
     assert "No module named 'gone_module'" in str(broken["nowhere (gone_module)"])
 
 
