@@ -30,6 +30,7 @@ from icl_interp.probing import (
     probe,
 )
 from icl_interp.roles import along
+from icl_interp_probes.shown import UNKNOWN, coordinates, head_names, roles_of
 
 SOURCE = "arXiv 2503.12734, Observation 1, (3.1)"
 MISS = Threshold("trained heads miss by 0.03 to 0.08, a random 5 × 5 matrix by more than 2", high=0.2)
@@ -77,13 +78,16 @@ class CircuitPattern:
     cost="under a second",
 )
 class CircuitPatternProbe:
-    """Measures the circuits' departure from (3.1)."""
+    """Reads each head's KQ and OV circuits off the weights and measures how far they are from KQ_11 = ω·G, KQ_21 = 0
+    and OV_21 = 0, relative to the pattern's own size; G is the identity for isotropic covariates.  The numbers are
+    exact for this checkpoint; those over all heads weigh each by |ωμ|.
+    """
 
     def run(self, context: Context) -> CircuitPattern:
         """Measure each head."""
         context.one_layer()
-        circuits, known = context.circuits, context.offers(Need.FORWARD | Need.TASK)
-        shape = context.shape if known else np.eye(circuits.dim)
+        circuits, roles = context.circuits, roles_of(context)
+        shape = np.eye(circuits.dim) if UNKNOWN in roles else context.shape
 
         KQ_11, OV_21, OV_22 = circuits.KQ_11[0], circuits.OV_21[0], circuits.OV_22[0]
         diagonal = np.diagonal(KQ_11, axis1=-2, axis2=-1)
@@ -92,7 +96,7 @@ class CircuitPatternProbe:
         centre = np.einsum("hii->h", whitened)[:, None, None] / circuits.dim * np.eye(circuits.dim)
         KQ, OV = circuits.masked()
         return CircuitPattern(
-            roles=context.heads.roles if known else ("?",) * circuits.n_heads,
+            roles=roles,
             weight=omega * np.linalg.norm(circuits.mu[0], axis=-1),
             off_diagonal=_ratio(_norm(KQ_11 - diagonal[..., None] * np.eye(circuits.dim)), omega),
             from_shape=_ratio(_norm(whitened - centre), omega),
@@ -109,9 +113,7 @@ class CircuitPatternProbe:
 
     def blocks(self, result: CircuitPattern) -> list[Block]:
         """The circuits as heat maps, and a table of ratios."""
-        names = tuple(f"head {h} ({role})" for h, role in enumerate(result.roles))
-        outputs = result.KQ.shape[-1] - result.dim
-        labels = tuple(f"x{i}" for i in range(result.dim)) + tuple(f"y{i}" for i in range(outputs))
+        names, labels = head_names(result.roles), coordinates(result.dim, result.KQ.shape[-1] - result.dim)
         rows = tuple(
             (h, role, *(float(column[h]) for column in _columns(result).values()))
             for h, role in enumerate(result.roles)
@@ -124,6 +126,7 @@ class CircuitPatternProbe:
                 title="KQ",
                 row_labels=labels,
                 column_labels=labels,
+                first_screen=True,
             ),
             Heatmap(
                 result.OV,
@@ -133,7 +136,12 @@ class CircuitPatternProbe:
                 row_labels=labels,
                 column_labels=labels,
             ),
-            Table(("head", "role", *_columns(result)), rows, alt="Departure from the pattern, a row a head."),
+            Table(
+                ("head", "role", *_columns(result)),
+                rows,
+                alt="Departure from the pattern, a row a head.",
+                title="Departure from the pattern",
+            ),
             Text(
                 "‖KQ_11 − diag‖, ‖KQ_11 − ωG‖ and ‖KQ_21‖ are relative to ‖ωG‖, and ‖OV_21‖ to |OV_22|. The last three "
                 "columns are the paper's authors' own. Inert parts, which no prediction sees, are left out."

@@ -26,6 +26,7 @@ from icl_interp.probing import (
     probe,
 )
 from icl_interp.roles import STRUCTURED, Heads
+from icl_interp_probes.shown import around
 
 SOURCE, IDEAL = "arXiv 2503.12734, Observation 2", "arXiv 2503.12734, (3.2)"
 EXPLAINED = Threshold("trained models leave 0.1 to 1 % unexplained, untrained ones most of it", low=1 - STRUCTURED)
@@ -56,7 +57,10 @@ class HeadRoles:
     cost="a few seconds",
 )
 class HeadRolesProbe:
-    """Roles by effect, jointly."""
+    """Gives each head a role by what it does to predictions on sampled prompts, alone and together with the others, and
+    measures on further prompts how much the risk rises without it.  ω is read off KQ_11; μ is the slope of the head's
+    output on the kernel regressor that it would ideally be.
+    """
 
     def run(self, context: Context) -> HeadRoles:
         """Classify, then remove each head and each role on prompts that the classification did not see."""
@@ -75,28 +79,39 @@ class HeadRolesProbe:
         )
 
     def blocks(self, result: HeadRoles) -> list[Block]:
-        """A table a head, and what removing it costs."""
-        heads = result.heads
+        """Roles with ω, μ and what a head is worth; what roles rest on; what removing a head costs."""
+        heads, rises = result.heads, result.risk_without
+        outputs = range(heads.mu.shape[1])
         rows = tuple(
             (
                 h,
                 role,
-                float(heads.omega[h]),
-                ", ".join(f"{m:.4g} ± {e:.2g}" for m, e in zip(heads.mu[h], heads.mu_half[h], strict=True)),
-                float(heads.effect[h]),
-                float(heads.misfit[h]),
-                str(result.risk_without[h]),
+                around(heads.omega[h], heads.omega_half[h], "KQ's diagonal"),
+                *(around(heads.mu[h, n], heads.mu_half[h, n], "prompts") for n in outputs),
+                rises[h],
             )
             for h, role in enumerate(heads.roles)
         )
-        columns = ("head", "role", "ω", "μ (95 %)", "effect", "misfit", "risk without it − risk")
-        rises = result.risk_without
+        mu = ("μ",) if len(outputs) == 1 else tuple(f"μ_{n}" for n in outputs)
         blocks: list[Block] = [
-            Table(columns, rows, alt="Role, ω, μ and effect of every head."),
+            Table(
+                ("head", "role", "ω", *mu, "risk without it − risk"),
+                rows,
+                alt="Role, ω, μ and worth of every head.",
+                title="Heads",
+                first_screen=True,
+            ),
+            Table(
+                ("head", "effect", "misfit"),
+                tuple((h, float(heads.effect[h]), float(heads.misfit[h])) for h in range(len(rises))),
+                alt="What the roles rest on: the size of each head's output, and how far it is from its ideal self.",
+                title="What roles rest on",
+            ),
             Table(
                 ("role", "risk without all of them − risk"),
-                tuple((role, str(estimate)) for role, estimate in result.risk_without_group),
+                result.risk_without_group,
                 alt="What removing all heads of a role costs.",
+                title="Without a role",
             ),
             Bars(
                 tuple(f"head {h}" for h in range(len(rises))),
@@ -133,15 +148,13 @@ class HeadRolesProbe:
         sign = np.sign(heads.omega)[attending]
         products = sign * heads.mu[attending, 0]
         worst = int(products.argmin())
-        half = float(heads.mu_half[attending, 0][worst])
-        value = float(products[worst])
-        estimate = Estimate(value, value - half, value + half, "prompts")
+        estimate = around(products[worst], heads.mu_half[attending, 0][worst], "prompts")
         return judge(
             claim,
             SOURCE,
             estimate,
             MATCHED,
-            f"The smallest sign(ω)·μ among attending heads is {value:.3g} (head {attending[worst]}).",
+            f"The smallest sign(ω)·μ among attending heads is {estimate.value:.3g} (head {attending[worst]}).",
         )
 
 

@@ -23,7 +23,9 @@ from icl_interp.estimators import GradientDescent, best_kernel
 from icl_interp.manifold import Groups, manifold_mu, one_head_formula, optimal_step
 from icl_interp.probing import (
     Block,
+    Cell,
     Context,
+    Equation,
     Estimate,
     Need,
     Table,
@@ -39,9 +41,15 @@ from icl_interp.probing import (
     slope_of,
 )
 from icl_interp.roles import Heads, Role, along
+from icl_interp_probes.shown import around
 
 PAPER = "arXiv 2503.12734"
 BATCHES = 5  # batch means: the late iterates are autocorrelated, their means over a fifth of them hardly are
+FITTED = r"\hat y_q = \sum_h \mu_h \sum_\ell \operatorname{softmax}_\ell (\omega_h\, x_\ell^\top G\, x_q)\, y_\ell"
+FITTED_IN_WORDS = (
+    "The prediction as a sum over heads: μ times the mean of the labels, weighted by the softmax of ω x_ℓᵀ G x_q over "
+    "the demonstrations. G is the identity for isotropic covariates."
+)
 Kind = Literal["opposite", "same_sign", "single", "unstructured"]
 
 SPREAD = Threshold("|ω| differs by 0.1 to 3 % between the heads of a trained run", high=0.1)
@@ -116,7 +124,10 @@ class KernelFit:
     cost="a few seconds",
 )
 class KernelFitProbe:
-    """Fits ω and μ, and compares them with the solution manifold."""
+    """Fits a kernel regressor to each head, ω from the weights and μ on sampled prompts, and compares what follows from
+    ω and μ with theory at the model's own γ.  The comparison is made on the mean iterate of the last fifth of training
+    where that was recorded, else on the checkpoint itself.
+    """
 
     def run(self, context: Context) -> KernelFit:
         """Fit, then derive every quantity on the late mean iterate or on the checkpoint."""
@@ -158,38 +169,49 @@ class KernelFitProbe:
         )
 
     def blocks(self, result: KernelFit) -> list[Block]:
-        """ω and μ a head; then what follows from them beside what theory says."""
+        """What is fitted; ω and μ a head; then what follows from them beside what theory says."""
         heads = tuple(
             (
                 h,
                 role,
-                _pm(result.omega[h], result.omega_half[h]),
-                _pm(result.mu[h], result.mu_half[h]),
+                around(result.omega[h], result.omega_half[h], "KQ's diagonal"),
+                around(result.mu[h], result.mu_half[h], "prompts"),
                 float(result.mu_weights[h]),
                 float(result.late_omega[h]),
                 float(result.late_mu[h]),
             )
             for h, role in enumerate(result.roles)
         )
-        columns = ("head", "role", "ω (95 %)", "μ (95 %)", "OV_22", "ω, late mean", "μ, late mean")
-        rows: list[tuple[str, str, str]] = [
-            ("γ, weighted mean |ω|", str(result.gamma), "hardly decided by the loss"),
-            ("spread of |ω|, relative", str(result.spread), "0"),
-            ("|Σμ| / Σ|μ|", str(result.zero_sum), "0"),
-            ("η = Σ ωμ", str(result.eta), _number(result.eta_star)),
-            ("η as a function", str(result.eta_function), _number(result.eta_star)),
-            ("Σμ, positive heads", str(result.positive_mu), str(result.mu_gamma or "")),
-            ("Σμ, negative heads", str(result.negative_mu), f"−({result.mu_gamma})" if result.mu_gamma else ""),
+        mu_gamma = result.mu_gamma
+        rows: list[tuple[str, Cell, Cell]] = [
+            ("γ, weighted mean |ω| (hardly decided by the loss)", result.gamma, None),
+            ("spread of |ω|, relative", result.spread, 0.0),
+            ("|Σμ| / Σ|μ|", result.zero_sum, 0.0),
+            ("η = Σ ωμ", result.eta, result.eta_star),
+            ("η as a function", result.eta_function, result.eta_star),
+            ("Σμ, positive heads", result.positive_mu, mu_gamma),
+            ("Σμ, negative heads", result.negative_mu, mu_gamma and mu_gamma.map(lambda value: -value)),
         ]
         if result.manifold is not None:
-            rows.append(("distance to the solution manifold", str(result.manifold), "0"))
+            rows.append(("distance to the solution manifold", result.manifold, 0.0))
         if result.optimum_omega is not None:
-            rows.append(("one-head optimum of the risk: ω", str(result.optimum_omega), _number(result.formula_omega)))
-            rows.append(("one-head optimum of the risk: μ", str(result.optimum_mu), _number(result.formula_mu)))
+            rows.append(("one-head optimum of the risk: ω", result.optimum_omega, result.formula_omega))
+            rows.append(("one-head optimum of the risk: μ", result.optimum_mu, result.formula_mu))
         return [
-            Table(columns, heads, alt="ω and μ of every head with their intervals."),
-            Table(("quantity", "measured", "theory"), tuple(rows), alt="Quantities that theory speaks of."),
-            Text(f"Quantities are those of {result.iterate}."),
+            Equation(FITTED, FITTED_IN_WORDS),
+            Table(
+                ("head", "role", "ω", "μ", "OV_22", "ω, late mean", "μ, late mean"),
+                heads,
+                alt="ω and μ of every head with their intervals.",
+                title="ω and μ",
+            ),
+            Table(
+                ("quantity", "measured", "theory"),
+                tuple(rows),
+                alt="Quantities that theory speaks of.",
+                title="Measured and in theory",
+            ),
+            Text(f"Measured quantities are those of {result.iterate}."),
         ]
 
     def judge(self, result: KernelFit) -> list[Verdict]:
@@ -323,7 +345,7 @@ def _over_time(quantity: _Quantity, late: _Iterates) -> Estimate:
     value = quantity(late.omega.mean(0), late.mu.mean(0))
     batches = zip(np.array_split(late.omega, BATCHES), np.array_split(late.mu, BATCHES), strict=True)
     half = mean_of(np.array([quantity(omega.mean(0), mu.mean(0)) for omega, mu in batches])).half
-    return Estimate(value, value - half, value + half, "training time")
+    return around(value, half, "training time")
 
 
 def _functional_step(context: Context) -> Estimate:
@@ -353,11 +375,3 @@ def _kind(groups: Groups, structured: bool) -> Kind:
 
 def _clip(value: float) -> float:
     return max(value, 0.0)
-
-
-def _pm(value: float, half: float) -> str:
-    return f"{value:.4g} ± {half:.2g}"
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"

@@ -44,6 +44,7 @@ from icl_interp.probing import (
     ratio_of,
 )
 from icl_interp.tasks import LinearRegression, Prompt, Task
+from icl_interp_probes.shown import around
 
 PAPER = "arXiv 2503.12734"
 LENGTHS = (10, 20, 40, 60, 100)
@@ -103,7 +104,10 @@ class Risk:
     cost="about ten seconds",
 )
 class RiskProbe:
-    """Paired risks and functional distances."""
+    """Compares the model's mean squared error with that of classical predictors on the same sampled prompts, at several
+    numbers of demonstrations, and measures how far the model is from each of them as a function.  Every predictor is at
+    its best for the task at the training length.
+    """
 
     def run(self, context: Context) -> Risk:
         """Tune, then measure everything on fresh prompts."""
@@ -143,24 +147,30 @@ class RiskProbe:
         )
 
     def blocks(self, result: Risk) -> list[Block]:
-        """Risk against length; the table behind it; distances."""
+        """Risk and distance at the training length; risk at every length; what else tells the predictors apart."""
         at = result.lengths.index(result.trained)
-        rows = tuple(
-            (name, *(f"{r:.4f} ± {h:.1g}" for r, h in zip(result.risk[i], result.risk_half[i], strict=True)))
-            for i, name in enumerate(result.names)
-        )
-        differences = tuple(
-            (
-                name,
-                described,
-                f"{result.excess[i, at]:+.4f} ± {result.excess_half[i, at]:.1g}",
-                str(result.distance[i - 1]),
-                str(result.distance_shifted[i - 1]) if result.distance_shifted else "",
-                float(result.scale[i - 1]),
-            )
-            for i, (name, described) in enumerate(zip(result.names[1:], result.described, strict=True), start=1)
-        )
+        risks = [
+            [around(r, h, "prompts") for r, h in zip(*row, strict=True)]
+            for row in zip(result.risk, result.risk_half, strict=True)
+        ]
+        excess = [around(e, h, "prompts") for e, h in zip(result.excess[:, at], result.excess_half[:, at], strict=True)]
+        summary = {
+            "predictor": result.names,
+            "risk": [row[at] for row in risks],
+            "model's risk − its risk": [None, *excess[1:]],
+            "distance": [None, *result.distance],
+        }
+        details = {"predictor": result.names[1:], "parameters": result.described, "scale": map(float, result.scale)}
+        if result.distance_shifted:
+            details["distance, shifted x"] = result.distance_shifted
         return [
+            Table(
+                tuple(summary),
+                tuple(zip(*summary.values(), strict=True)),
+                alt="Risk of the model and the classical predictors, and the model's paired difference and distance.",
+                title=f"Risk at L = {result.trained}",
+                first_screen=True,
+            ),
             Lines(
                 np.array(result.lengths, dtype=float),
                 result.risk,
@@ -173,12 +183,16 @@ class RiskProbe:
                 high=result.risk + result.risk_half,
             ),
             Table(
-                ("risk (95 %)", *map(str, result.lengths)), rows, alt="Risk by predictor and number of demonstrations."
+                ("predictor", *(f"L = {length}" for length in result.lengths)),
+                tuple((name, *row) for name, row in zip(result.names, risks, strict=True)),
+                alt="Risk by predictor and number of demonstrations.",
+                title="Risk at each length",
             ),
             Table(
-                ("predictor", "parameters", "model's risk − its risk", "distance", "distance, shifted x", "scale"),
-                differences,
-                alt="The model against each predictor: paired difference of risk, and distance as a function.",
+                tuple(details),
+                tuple(zip(*details.values(), strict=True)),
+                alt="Each predictor's parameters, the factor that brings it closest, and its distance on shifted x.",
+                title="Predictors",
             ),
             Text(
                 f"{result.prompts:,} prompts a number, the same for all predictors; differences are paired. Distance: "
@@ -196,8 +210,7 @@ class RiskProbe:
                 for claim in ("below_one_head_optimum", "risk_of_debiased_gd", "function_of_debiased_gd")
             ]
         at, one = result.lengths.index(result.trained), result.names.index(ONE_HEAD)
-        gap, half = float(result.excess[one, at]), float(result.excess_half[one, at])
-        below = Estimate(gap, gap - half, gap + half, "prompts")
+        below = around(result.excess[one, at], result.excess_half[one, at], "prompts")
         risks = f"risk {result.risk[0, at]:.4f}, the best single head's {result.risk[one, at]:.4f}"
         return [
             judge("below_one_head_optimum", source, below, BELOW_ONE_HEAD, f"At L = {result.trained}: {risks}."),
@@ -267,11 +280,11 @@ def _predictors(task: Task, tuning: Prompt) -> dict[str, Predictor]:
     return {
         "GD": vanilla,
         DEBIASED: debiased,
+        "ridge": best_ridge(task, tuning),
         "kernel": best_kernel(tuning, scaled=False, task=task),
         ONE_HEAD: head,
         # The mirror image has the same risk and is another function: it counts the mean label the other way round.
         "one negative head": KernelRegressor(-head.omega, -head.mu),
-        "ridge": best_ridge(task, tuning),
     }
 
 

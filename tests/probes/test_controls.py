@@ -37,7 +37,7 @@ def random(seed: int) -> Run:
 def test_nothing_holds_where_nothing_was_learned(family: object) -> None:
     for seed in range(20):
         result = icl.analyze(family(seed), budget=BUDGET)  # type: ignore[operator]
-        assert {outcome.status for outcome in result} == {"done"}
+        assert {o.status for o in result if o.probe != "dynamics"} == {"done"}
         assert not (result.verdicts.status == "holds").any(), (seed, result.verdicts[["claim", "status", "value"]])
         assert set(result.get(HeadRoles).heads.roles) == {"unstructured"}
 

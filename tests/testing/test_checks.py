@@ -56,7 +56,7 @@ def test_a_good_probe_passes_as_class_or_instance():
     check_probe(Good(), budget=BUDGET)
 
 
-@pytest.mark.parametrize("name", ["circuit_pattern", "head_roles", "kernel_fit", "risk"])
+@pytest.mark.parametrize("name", ["circuit_pattern", "head_roles", "kernel_fit", "risk", "dynamics"])
 def test_the_built_ins_pass(name):
     check_probe(discover()[0][name], budget=300)
 

@@ -1,0 +1,32 @@
+"""What several probes show alike: heads, coordinates, and numbers with a half-width.  No probe is declared here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from icl_interp.probing import Context, Estimate, Need
+
+UNKNOWN = "?"  # every head's role where the task is not known
+
+
+def roles_of(context: Context) -> tuple[str, ...]:
+    """Each head's role, or `UNKNOWN`.  Uses FORWARD and TASK."""
+    known = context.offers(Need.FORWARD | Need.TASK)
+    return context.heads.roles if known else (UNKNOWN,) * context.config.n_heads
+
+
+def head_names(roles: Sequence[str]) -> tuple[str, ...]:
+    """Heads as they are called in pictures: "head 0 (positive)"."""
+    return tuple(f"head {h} ({role})" for h, role in enumerate(roles))
+
+
+def coordinates(dim: int, outputs: int) -> tuple[str, ...]:
+    """Names of a circuit's rows or columns: "x0" … "y0" …"""
+    return tuple(f"x{i}" for i in range(dim)) + tuple(f"y{i}" for i in range(outputs))
+
+
+def around(value: float, half: float, covers: str) -> Estimate:
+    """The estimate value ± half; of what is not finite nothing can be told."""
+    low, high = (value - half, value + half) if math.isfinite(value) else (-math.inf, math.inf)
+    return Estimate(float(value), float(low), float(high), covers)

@@ -1,0 +1,325 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import icl_interp as icl
+from icl_interp.config import ModelConfig
+from icl_interp.probing import Block, Frames, Lines, Outcome, Table
+from icl_interp.records import Run
+from icl_interp.serialization import dumps, to_data
+from icl_interp.tasks import LinearRegression, Prompt
+from icl_interp.testing import check_probe, plant
+from icl_interp.weights import initial_weights, weight_shapes
+from icl_interp_probes.dynamics import DynamicsProbe, HeadDynamics, Moment
+
+TASK = LinearRegression(dim=5, length=40, noise_var=0.1)
+STEPS = np.array([0, 1, 2, 5, 10, 100, 200, 300, 400, 500])
+
+
+def recorded(run: Run, steps: Sequence[int], omega: object, mu: object, keep: slice = slice(None)) -> Run:
+    """The run with a record of these (ω, μ), each (records, heads), and snapshots of noise that end in its weights."""
+    steps, generator = np.asarray(steps), torch.Generator().manual_seed(0)
+    kept = steps[keep]
+    noise = {name: torch.randn((len(kept), *w.shape), generator=generator) for name, w in run.weights.items()}
+    dynamics = icl.Dynamics(
+        steps=steps,
+        loss=np.linspace(1.1, 0.2, len(steps)),
+        omega=np.asarray(omega, dtype=float)[:, None],
+        mu=np.asarray(mu, dtype=float)[:, None, :, None],
+        snapshot_steps=kept,
+        snapshots={name: torch.cat([noise[name][:-1], w[None]]) for name, w in run.weights.items()},
+    )
+    return replace(run, dynamics=dynamics)
+
+
+def outcome(run: Run) -> Outcome:
+    return icl.analyze(run, budget=1000, probes=["dynamics"])["dynamics"]
+
+
+def found(run: Run) -> HeadDynamics:
+    return icl.analyze(run, budget=1000, probes=["dynamics"]).get(HeadDynamics)
+
+
+def shown(run: Run, kind: type[Block]) -> dict[str, Any]:
+    return {block.title: block for block in outcome(run).blocks if isinstance(block, kind)}
+
+
+PLANTED = plant(TASK, roles=("positive", "negative", "dummy"), permute=False).run
+RISE = np.linspace(0.1, 3.0, len(STEPS))
+
+
+def paths() -> tuple[np.ndarray, np.ndarray]:
+    """ω that overshoots and μ that rises in heads 0 and 1; the dummy's signs never match."""
+    size = np.array([0.05, 0.1, 0.1, 0.2, 0.3, 0.25, 0.2, 0.18, 0.15, 0.14])
+    omega = np.stack([size, -0.9 * size, np.full(len(STEPS), 0.9)], 1)
+    mu = np.stack([RISE, -RISE, np.full(len(STEPS), -0.001)], 1)
+    return omega, mu
+
+
+# --- Moments ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrong", [[], [0], [0, 1, 2, 3], [6], [2, 6], [8], [9]])
+def test_signs_match_from_the_step_after_the_last_that_does_not(wrong: list[int]) -> None:
+    omega, mu = paths()
+    omega[wrong, 1] *= -1
+    moment = found(recorded(PLANTED, STEPS, omega, mu)).signs_match
+    at = max(wrong, default=-1) + 1
+    last = -RISE[-1] if 9 in wrong else RISE[-1]
+    if at < len(STEPS):
+        assert moment == Moment(int(STEPS[at]), pytest.approx(RISE[at]), pytest.approx(last))
+    else:
+        assert moment == Moment(None, None, pytest.approx(last))
+
+
+def test_a_head_without_omega_does_not_match() -> None:
+    omega, mu = paths()
+    omega[4, 0] = 0
+    moment = found(recorded(PLANTED, STEPS, omega, mu)).signs_match
+    assert moment is not None
+    assert moment.step == 100
+
+
+@pytest.mark.parametrize("at", [0, 3, 9])
+def test_mu_cancels_from_a_planted_step_on(at: int) -> None:
+    omega, mu = paths()
+    mu[:, 0] *= 1.2
+    mu[:at, 2], mu[at:, 2] = 0, -0.18 * RISE[at:]  # a dummy's μ counts too: 0.2 / 2.2 is far too much, 0.02 / 2.38 not
+    moment = found(recorded(PLANTED, STEPS, omega, mu)).zero_sum
+    assert moment == Moment(int(STEPS[at]), pytest.approx(0.02 / 2.38), pytest.approx(0.02 / 2.38))
+
+
+def test_mu_that_never_cancels_is_told_so() -> None:
+    omega, mu = paths()
+    run = recorded(PLANTED, STEPS, omega, np.abs(mu))
+    assert found(run).zero_sum == Moment(None, None, pytest.approx(1.0))
+    (table,) = shown(run, Table).values()
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert rows["|Σμ| / Σ|μ| is at most 0.03 from here on"] == ("not within this record", None, pytest.approx(1.0))
+
+
+def test_peaks_are_those_of_attending_heads() -> None:
+    result = found(recorded(PLANTED, STEPS, *paths()))
+    assert result.roles == ("positive", "negative", "dummy")
+    assert result.omega_peak == Moment(10, 0.3, 0.14)
+    assert result.mu_peak == Moment(500, 3.0, 3.0)
+
+
+def test_without_the_task_every_head_counts() -> None:
+    omega, mu = paths()
+    run = replace(recorded(PLANTED, STEPS, omega, mu), task=None)
+    result = found(run)
+    assert result.roles == ("?", "?", "?")
+    assert result.signs_match == Moment(None, None, -0.001)  # the third never does
+    assert result.omega_peak == Moment(0, 0.9, 0.9)
+    (table,) = shown(run, Table).values()
+    assert [row[0] for row in table.rows if "all heads" in str(row[0])]
+
+
+def test_where_no_head_attends_no_moment_is_told() -> None:
+    config = ModelConfig(5, n_heads=3)
+    run = Run(config, initial_weights(config, torch.Generator().manual_seed(0)), task=TASK)
+    run = recorded(run, STEPS, *paths())
+    result = found(run)
+    assert set(result.roles) == {"unstructured"}
+    assert {result.signs_match, result.zero_sum, result.omega_peak, result.mu_peak} == {None}
+    assert not shown(run, Table)
+
+
+def test_moments_rest_on_the_full_record() -> None:
+    """One record of a thousand is out of line, and is not among those that are drawn."""
+    steps = np.arange(1000)
+    omega, mu = (np.tile(row, (1000, 1)) for row in ([0.1, -0.1, 0.0], [2.0, -2.0, 0.0]))
+    mu[800] *= -1
+    omega[801, 0] = 0.7
+    result = found(recorded(PLANTED, steps, omega, mu, slice(None, None, 100)))
+    assert not {800, 801} & set(result.steps)
+    assert result.signs_match == Moment(801, 2.0, 2.0)
+    assert result.omega_peak == Moment(801, 0.7, 0.1)
+    assert result.records == 1000
+
+
+def test_nothing_is_concluded() -> None:
+    assert outcome(recorded(PLANTED, STEPS, *paths())).verdicts == ()
+
+
+# --- Pictures ---------------------------------------------------------------------------------------------------------
+
+
+def test_curves_go_over_steps_and_leave_step_0_out() -> None:
+    omega, mu = paths()
+    lines = shown(recorded(PLANTED, STEPS, omega, mu), Lines)
+    assert list(lines) == ["ω", "μ", "loss"]
+    for title, values in (("ω", omega), ("μ", mu), ("loss", np.linspace(1.1, 0.2, 10)[:, None])):
+        curve = lines[title]
+        np.testing.assert_array_equal(curve.x, STEPS[1:])
+        np.testing.assert_allclose(curve.y, values[1:].T, rtol=1e-3)
+        assert (curve.x_label, curve.y_label, curve.log_x) == ("step", title, True)
+    assert lines["ω"].names == ("head 0 (positive)", "head 1 (negative)", "head 2 (dummy)")
+
+
+def test_frames_are_the_circuits_as_they_were() -> None:
+    run = icl.train(LinearRegression(3, 8), n_heads=2, steps=30, progress=False)
+    frames = shown(run, Frames)
+    labels = ("x0", "x1", "x2", "y0")
+    for name, rows, columns in (("KQ", labels, labels[:3]), ("OV", labels[3:], labels)):
+        block = frames[name]
+        assert {0, 30} <= set(block.moments)
+        for index, step in enumerate(block.moments):
+            circuit = dict(zip(("KQ", "OV"), run.circuits(int(step)).masked(), strict=True))[name]
+            live = circuit[0, :, -len(rows) :, : len(columns)]
+            assert np.isfinite(live).sum() == np.isfinite(circuit).sum()
+            np.testing.assert_allclose(block.matrices[index], live, rtol=1e-3)
+        assert (block.row_labels, block.column_labels) == (rows, columns)
+        assert [panel[:7] for panel in block.panels] == ["head 0 ", "head 1 "]
+
+
+# --- Sizes ------------------------------------------------------------------------------------------------------------
+
+
+def untrained(dim: int, n_heads: int, steps: Sequence[int]) -> Run:
+    """A record without a task, for its size only."""
+    config, rng = ModelConfig(dim, n_heads=n_heads), np.random.default_rng(0)
+    run = Run(config, initial_weights(config, torch.Generator().manual_seed(0)))
+    return recorded(run, steps, *rng.standard_normal((2, len(steps), n_heads)))
+
+
+@given(st.sets(st.integers(0, 10**6), min_size=2, max_size=300), st.integers(1, 6), st.integers(1, 20))
+def test_what_is_shown_is_a_spread_of_the_record_with_both_ends(steps: set[int], dim: int, n_heads: int) -> None:
+    whole = sorted(steps)
+    result = found(untrained(dim, n_heads, whole))
+    for chosen, most in ((result.steps, 100), (result.snapshot_steps, 40)):
+        assert len(chosen) <= most
+        assert set(chosen) <= steps
+        assert (chosen[0], chosen[-1]) == (whole[0], whole[-1])
+        assert (np.diff(chosen) > 0).all()
+    assert len(result.snapshot_steps) == 2 or result.KQ.size <= 5_000
+    if len(steps) <= 40 and n_heads * (dim + 1) ** 2 * len(steps) <= 5_000:
+        assert list(result.snapshot_steps) == whole
+
+
+def test_a_spread_is_even_on_a_logarithmic_scale() -> None:
+    result = found(untrained(2, 1, range(0, 30_000, 10)))
+    late = np.diff(np.log1p(result.snapshot_steps[result.snapshot_steps > 1000]))
+    assert len(late) >= 10
+    assert late.max() < 1.2 * late.min()
+
+
+def test_the_main_setting_is_small_in_json() -> None:
+    steps = np.unique(
+        np.concatenate([np.geomspace(1, 1000, 60).astype(int), np.linspace(1000, 500_000, 240, dtype=int)])
+    )
+    data = to_data(found(untrained(5, 4, steps)))
+    assert len(json.dumps(data, separators=(",", ":"))) < 60_000
+
+
+@pytest.mark.parametrize(("dim", "n_heads", "moments"), [(5, 8, 17), (20, 2, 5), (60, 4, 2)])
+def test_a_large_model_gets_fewer_frames(dim: int, n_heads: int, moments: int) -> None:
+    result = found(untrained(dim, n_heads, np.unique(np.geomspace(1, 10**6, 60).astype(int))))
+    assert result.KQ.shape == (moments, n_heads, dim + 1, dim)
+    assert result.OV.shape == (moments, n_heads, 1, dim + 1)
+
+
+# --- Other models and records -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TwoResponses:
+    dim: int = 3
+    length: int = 12
+    n_outputs: int = 2
+
+    def sample(
+        self,
+        batch: int,
+        *,
+        length: int | None = None,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+    ) -> Prompt:
+        one = LinearRegression(3, 12).sample(batch, length=length, generator=generator, device=device)
+        return Prompt(one.x, one.y.repeat(1, 1, 2), one.x_q, one.y_q.repeat(1, 2))
+
+
+def test_several_responses_have_a_curve_each_and_signs_of_no_meaning() -> None:
+    config = ModelConfig(3, n_outputs=2, n_heads=2)
+    weights = {
+        k: torch.randn(shape, generator=torch.Generator().manual_seed(1)) for k, shape in weight_shapes(config).items()
+    }
+    mu = np.array([[[2.0, 1.0], [-1.0, -1.0]], [[2.0, 1.0], [-2.0, -1.05]], [[2.0, 1.0], [-2.0, -1.0]]])
+    dynamics = icl.Dynamics(
+        steps=np.array([0, 10, 20]),
+        loss=np.ones(3),
+        omega=np.array([[0.1, -0.1]] * 3)[:, None],
+        mu=mu[:, None],
+        snapshot_steps=np.array([20]),
+        snapshots={name: w[None] for name, w in weights.items()},
+    )
+    run = Run(config, weights, dynamics=dynamics)
+    result = found(run)
+    assert result.signs_match is None
+    assert result.zero_sum == Moment(10, pytest.approx(0.05 / 2.05), 0.0)  # the worst of the two
+    assert result.mu_peak == Moment(0, 2.0, 2.0)
+    lines, frames = shown(run, Lines)["μ"], shown(run, Frames)["KQ"]
+    assert lines.names == ("head 0 (?), y0", "head 0 (?), y1", "head 1 (?), y0", "head 1 (?), y1")
+    np.testing.assert_allclose(lines.y, mu[1:].reshape(2, 4).T)
+    assert frames.row_labels == ("x0", "x1", "x2", "y0", "y1")
+    np.testing.assert_allclose(frames.matrices[0], run.circuits().KQ[0, :, :, :3], rtol=1e-3)
+    check_probe(DynamicsProbe, run, replace(run, task=TwoResponses()), budget=200)
+
+
+def test_one_head_has_nothing_to_cancel() -> None:
+    run = recorded(plant(TASK, omega=[0.5], mu=[1.5]).run, STEPS, RISE[:, None], RISE[:, None])
+    result = found(run)
+    assert result.zero_sum is None
+    assert result.signs_match == Moment(0, pytest.approx(0.1), 3.0)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_records_that_are_not_finite_are_shown_and_not_read(bad: float) -> None:
+    omega, mu = paths()
+    omega[4, 0] = mu[5, 1] = bad
+    run = recorded(PLANTED, STEPS, omega, mu)
+    run.dynamics.loss[3] = bad
+    result = found(run)
+    assert result.omega_peak == Moment(None, None, 0.14)
+    assert result.mu_peak == Moment(None, None, 3.0)
+    assert result.zero_sum == Moment(200, pytest.approx(0.0, abs=0.01), pytest.approx(0.0, abs=0.01))
+    np.testing.assert_equal(result.loss[3], bad)
+    check_probe(DynamicsProbe, run, budget=200)
+    json.loads(dumps(to_data(result)), parse_constant=pytest.fail)
+
+
+def test_heads_of_no_mu_at_all_do_not_cancel() -> None:
+    omega, mu = paths()
+    result = found(recorded(PLANTED, STEPS, omega, 0 * mu))
+    assert result.zero_sum is not None
+    assert result.zero_sum.step is None
+
+
+def test_the_contract_holds_for_the_shortest_record_and_the_smallest_model() -> None:
+    task = LinearRegression(1, 6)
+    check_probe(
+        DynamicsProbe,
+        icl.train(task, steps=1, progress=False),
+        icl.train(task, n_heads=1, steps=30, progress=False),
+        recorded(PLANTED, STEPS[:2], *(path[:2] for path in paths())),
+        recorded(PLANTED, STEPS.astype("uint64"), *paths(), keep=slice(-1, None)),
+        budget=200,
+    )
+
+
+def test_a_deeper_model_and_one_without_a_record() -> None:
+    deep = icl.train(LinearRegression(3, 8), n_layers=2, steps=2, progress=False)
+    for run in (deep, replace(deep, task=None)):
+        assert outcome(run).status == "not_applicable"
+    assert outcome(PLANTED).status == "skipped"
