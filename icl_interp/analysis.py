@@ -30,9 +30,13 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where the checkpoint came from, under what it was read, and what was assumed."""
+    """Where the checkpoint came from, under what it was read, and what was assumed.
+
+    `origin` is a path if `on_disk`, else words.
+    """
 
     origin: str
+    on_disk: bool
     model: ModelConfig
     task: Task | None
     task_from: str
@@ -96,6 +100,7 @@ class Analysis:
                 outcome.probe: {
                     "title": outcome.title,
                     "status": outcome.status,
+                    "source": outcome.source,
                     "reason": outcome.reason,
                     "verdicts": to_data(outcome.verdicts, tuple[Verdict, ...]),
                     "result": to_data(outcome.value),
@@ -116,6 +121,19 @@ class Analysis:
             write_file(path, text)
         return text
 
+    def to_html(self, path: str | Path | None = None) -> str:
+        """The analysis as one offline HTML page of at most 2.2 MB, also written to `path` if given.
+
+        Raises:
+            SaveError: `path` could not be written.
+        """
+        from icl_interp_reports import to_html
+
+        text = to_html(self)
+        if path is not None:
+            write_file(path, text)
+        return text
+
     def to_markdown(self, path: str | Path | None = None) -> str:
         """The analysis as Markdown text, also written to `path` if given.
 
@@ -130,14 +148,19 @@ class Analysis:
         return text
 
     def __repr__(self) -> str:
-        counts = self.verdicts.status.value_counts()
-        said = ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in counts.items())
-        return f"<Analysis of {self.provenance.origin}: {said or 'no claims'}; print() it for all of them>"
+        from icl_interp_reports import analysis_in_a_line
+
+        return analysis_in_a_line(self)
 
     def __str__(self) -> str:
         from icl_interp_reports import to_text
 
         return to_text(self)
+
+    def _repr_html_(self) -> str:
+        from icl_interp_reports import analysis_in_notebook
+
+        return analysis_in_notebook(self)
 
 
 def analyze(
@@ -180,6 +203,7 @@ def analyze(
     outcomes += [broken(name, error) for name, error in failed.items()]
     provenance = Provenance(
         origin=run.origin,
+        on_disk=_on_disk(run.origin),
         model=run.model_config,
         task=known,
         task_from=_task_from(run, task),
@@ -203,6 +227,13 @@ def _open(checkpoint: str | Path | Run | torch.nn.Module) -> Run:
         if isinstance(checkpoint, ICLTransformer):
             return Run(checkpoint.config, checkpoint.weights(), origin="a model in memory")
     raise ConfigError(f"a checkpoint is a run's folder, a Run or an ICLTransformer, got {type(checkpoint).__name__}")
+
+
+def _on_disk(origin: str) -> bool:
+    try:
+        return Path(origin).exists()
+    except (OSError, ValueError):  # words that no path can have
+        return False
 
 
 def _choose(probes: Sequence[str | Probe[Any]] | None) -> tuple[list[Probe[Any]], dict[str, BaseException]]:
@@ -235,13 +266,18 @@ def _task_from(run: Run, task: Task | None) -> str:
 def _row(probe: str, verdict: Verdict) -> dict[str, Any]:
     estimate = verdict.estimate
     return {
-        "probe": probe,
-        "claim": verdict.claim,
-        "source": verdict.source,
+        "probe": _valid(probe),
+        "claim": _valid(verdict.claim),
+        "source": _valid(verdict.source),
         "status": verdict.status,
         "value": estimate.value if estimate else math.nan,
         "low": estimate.low if estimate else math.nan,
         "high": estimate.high if estimate else math.nan,
         "threshold": str(verdict.threshold) if verdict.threshold else None,
-        "sentence": verdict.sentence,
+        "sentence": _valid(verdict.sentence),
     }
+
+
+def _valid(text: str) -> str:
+    """Text that a DataFrame takes: it refuses half a surrogate pair, which a name on disk may hold."""
+    return text.encode(errors="replace").decode()

@@ -115,5 +115,20 @@ class Circuits:
         """ŷ_q, in the prompt's dtype and on its device."""
         return attention.predict(*self._like(prompt), prompt.z, self.n_outputs, self.mask, self.activation)
 
+    def __repr__(self) -> str:
+        from icl_interp_reports import circuits_in_a_line
+
+        return circuits_in_a_line(self)
+
+    def __str__(self) -> str:
+        from icl_interp_reports import circuits_text
+
+        return circuits_text(self)
+
+    def _repr_html_(self) -> str:
+        from icl_interp_reports import circuits_in_notebook
+
+        return circuits_in_notebook(self)
+
     def _like(self, prompt: Prompt) -> tuple[Tensor, Tensor]:
         return torch.from_numpy(self.KQ).to(prompt.x), torch.from_numpy(self.OV).to(prompt.x)

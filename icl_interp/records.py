@@ -125,14 +125,14 @@ class Run:
     """
 
     model_config: ModelConfig
-    weights: Weights = field(repr=False)
+    weights: Weights
     task: Task | None = None
-    training: TrainConfig | None = field(default=None, repr=False)
-    dynamics: Dynamics | None = field(default=None, repr=False)
+    training: TrainConfig | None = None
+    dynamics: Dynamics | None = None
     step: int | None = None
     seed: int | None = None
     origin: str = "memory"
-    versions: dict[str, str] = field(default_factory=dict, repr=False)
+    versions: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_weights(self.weights, self.model_config)
@@ -174,6 +174,21 @@ class Run:
         from icl_interp.circuits import Circuits
 
         return Circuits.from_weights(self._weights(step), self.model_config)
+
+    def __repr__(self) -> str:
+        from icl_interp_reports import run_in_a_line
+
+        return run_in_a_line(self)
+
+    def __str__(self) -> str:
+        from icl_interp_reports import run_text
+
+        return run_text(self)
+
+    def _repr_html_(self) -> str:
+        from icl_interp_reports import run_in_notebook
+
+        return run_in_notebook(self)
 
     def _weights(self, step: int | None) -> Weights:
         if step is None or step == self.step:

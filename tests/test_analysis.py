@@ -28,7 +28,7 @@ from icl_interp.testing import plant
 from icl_interp.weights import initial_weights
 
 TASK = LinearRegression(dim=3, length=8)
-BUILT_IN = ["circuit_pattern", "head_roles", "kernel_fit", "risk"]
+BUILT_IN = ["circuit_pattern", "head_roles", "kernel_fit", "risk", "dynamics"]
 COLUMNS = ["probe", "claim", "source", "status", "value", "low", "high", "threshold", "sentence"]
 BUDGET = 200
 QUICK = {"probes": ["head_roles"], "budget": 50}
@@ -132,13 +132,13 @@ def test_extreme_weights_and_budgets_are_no_reason_to_fail(scale, budget):
     assert result.to_markdown()
     assert str(result)
     if scale < 1:
-        assert set(outcomes(result).values()) <= {"done", "not_applicable"}
+        assert {o.status for o in result if o.probe != "dynamics"} <= {"done", "not_applicable"}
 
 
 def test_a_deeper_model_gets_no_claims():
     config = ModelConfig(3, n_layers=2)
     result = analyze(Run(config, initial_weights(config), task=TASK), budget=20)
-    assert set(outcomes(result).values()) == {"not_applicable"}
+    assert {o.status for o in result if o.probe != "dynamics"} == {"not_applicable"}
     assert result.verdicts.empty
     assert list(result.verdicts) == COLUMNS
 
@@ -215,7 +215,7 @@ def test_probes_as_classes_and_instances_and_each_once(planted):
 @pytest.mark.parametrize(
     ("probes", "message"),
     [
-        (["typo"], r"no probe 'typo'; there are circuit_pattern, head_roles, kernel_fit, risk"),
+        (["typo"], r"no probe 'typo'; there are circuit_pattern, head_roles, kernel_fit, risk, dynamics"),
         ("", "no probe ''"),
         ([3], r"a probe is a name or a class declared with @probe\(\.\.\.\), got 3"),
         ([object], r"a probe is a name or a class declared with @probe\(\.\.\.\), got <class 'object'>"),
@@ -343,10 +343,10 @@ def test_looking_up_by_name_and_by_type(analysis):
 
     assert analysis["risk"].value is analysis.get(Risk)
     with pytest.raises(
-        KeyError, match="no probe 'rsik' was run; there are circuit_pattern, head_roles, kernel_fit, risk"
+        KeyError, match="no probe 'rsik' was run; there are circuit_pattern, head_roles, kernel_fit, risk, dynamics"
     ):
         analysis["rsik"]
-    with pytest.raises(KeyError, match=r"no Count was found \(circuit_pattern: done, .*risk: done\)"):
+    with pytest.raises(KeyError, match=r"no Count was found \(circuit_pattern: done, .*dynamics: skipped\)"):
         analysis.get(Count)
 
 
@@ -354,7 +354,7 @@ def test_what_was_skipped_is_not_found(planted):
     from icl_interp_probes.risk import Risk
 
     result = analyze(replace(planted, task=None), budget=50)
-    with pytest.raises(KeyError, match=r"no Risk was found \(.*risk: skipped\)"):
+    with pytest.raises(KeyError, match=r"no Risk was found \(.*risk: skipped, dynamics: skipped\)"):
         result.get(Risk)
 
 
@@ -368,7 +368,7 @@ def test_json_is_strict_and_complete(analysis, tmp_path):
     assert data["schema_version"] == SCHEMA_VERSION
     assert list(data) == ["schema_version", "provenance", "circuits", "probes"]
     assert list(data["probes"]) == BUILT_IN
-    assert list(data["probes"]["risk"]) == ["title", "status", "reason", "verdicts", "result"]
+    assert list(data["probes"]["risk"]) == ["title", "status", "source", "reason", "verdicts", "result"]
     assert data["provenance"]["task"]["kind"] == "LinearRegression"
 
 
@@ -379,6 +379,13 @@ def test_any_number_and_any_text_go_to_json(value, text):
     result = make(Outcome(text, text, "done", Count(1), (Text(text),), (verdict,), text))
     data = json.loads(result.to_json(), parse_constant=pytest.fail)
     assert data["probes"][text]["verdicts"][0]["sentence"] == text
+
+
+@given(st.text(st.characters()).filter(str.strip))
+def test_any_text_goes_into_a_table(text):
+    verdict = Verdict(text, text, "fails", text)
+    row = make(Outcome(text, text, "done", verdicts=(verdict,))).verdicts.iloc[0]
+    assert row.claim == text.encode(errors="replace").decode()
 
 
 def test_a_path_that_is_no_text_goes_to_json_and_disk(tmp_path):
@@ -439,7 +446,7 @@ def test_the_readmes_example_runs(tmp_path, monkeypatch, capsys):
     names: dict[str, object] = {}
     exec(example, names)
     assert "Which heads are positive" in capsys.readouterr().out
-    assert (tmp_path / "report.md").read_text() == names["result"].to_markdown()
+    assert (tmp_path / "report.html").read_text() == names["result"].to_html()
     assert names["prediction"].shape == (8, 41, 1)
     assert names["cache"]["blocks.0.attn.hook_pattern"].shape == (8, 2, 41, 41)
     assert names["run"].circuits().KQ.shape == (1, 2, 6, 6)

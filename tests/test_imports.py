@@ -46,7 +46,8 @@ ROOMS = [
 ]
 # A probe's author sees these; the rest of the core is not for probes.
 FOR_PROBES = ROOMS[: ROOMS.index("probing") + 1]
-FOR_REPORTS = {"probing", "analysis"}
+# What is shown, and the types of its parts.
+FOR_REPORTS = {"probing", "analysis", "records", "circuits", "config"}
 
 
 def python(code):
@@ -116,7 +117,7 @@ def test_training_and_analysis_do_without_transformer_lens(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     statuses, missing = done.stdout.splitlines()
-    assert statuses == "done done done done"
+    assert statuses == "done done done done done"
     assert missing == "No module named 'transformer_lens'"
 
 

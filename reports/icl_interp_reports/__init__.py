@@ -1,6 +1,35 @@
 """How an analysis is written down.  Reads probing's and analysis' data; computes nothing."""
 
+from icl_interp_reports.html import to_html
 from icl_interp_reports.markdown import to_markdown
-from icl_interp_reports.terminal import to_text
+from icl_interp_reports.notebook import (
+    analysis_in_notebook,
+    circuits_in_notebook,
+    outcome_in_notebook,
+    run_in_notebook,
+)
+from icl_interp_reports.terminal import (
+    analysis_in_a_line,
+    circuits_in_a_line,
+    circuits_text,
+    outcome_in_a_line,
+    run_in_a_line,
+    run_text,
+    to_text,
+)
 
-__all__ = ["to_markdown", "to_text"]
+__all__ = [
+    "analysis_in_a_line",
+    "analysis_in_notebook",
+    "circuits_in_a_line",
+    "circuits_in_notebook",
+    "circuits_text",
+    "outcome_in_a_line",
+    "outcome_in_notebook",
+    "run_in_a_line",
+    "run_in_notebook",
+    "run_text",
+    "to_html",
+    "to_markdown",
+    "to_text",
+]

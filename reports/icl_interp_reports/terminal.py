@@ -1,14 +1,19 @@
-"""The verdict table as plain text, one claim a paragraph, for a terminal."""
+"""What a terminal shows: the verdict table, one claim a paragraph; runs and circuits in a line, or with their heads."""
 
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from icl_interp_reports.words import brief, clean, headline, number, settings
+from icl_interp.probing import Outcome, Verdict
+from icl_interp_reports.words import brief, clean, head_rows, headline, number, run_facts, settings, size
 
 if TYPE_CHECKING:
     from icl_interp.analysis import Analysis
+    from icl_interp.circuits import Circuits
+    from icl_interp.records import Run
 
 WIDTH = 110
 
@@ -26,3 +31,48 @@ def to_text(analysis: Analysis) -> str:
             lines += textwrap.wrap(clean(verdict.sentence), WIDTH, initial_indent=" " * 17, subsequent_indent=" " * 17)
         lines.append("")
     return "\n".join(lines)
+
+
+def analysis_in_a_line(analysis: Analysis) -> str:
+    """What it is about, and how many claims hold."""
+    said = _counted(verdict for outcome in analysis for verdict in outcome.verdicts)
+    return f"<Analysis of {brief(analysis.provenance.origin)}: {said or 'no claims'}; print() it for all of them>"
+
+
+def outcome_in_a_line(outcome: Outcome) -> str:
+    """How many claims hold; or why there are none."""
+    said = brief(outcome.reason) or _counted(outcome.verdicts) or outcome.status
+    return f"<Outcome of {brief(outcome.probe)}: {said}>"
+
+
+def run_in_a_line(run: Run) -> str:
+    """Model, loss and origin."""
+    facts = run_facts(run)
+    loss = f"; loss {run.dynamics.loss[-1]:.4g}" if run.dynamics is not None else ""
+    return f"<Run of {facts['model']}{loss}; {facts['origin']}>"
+
+
+def run_text(run: Run) -> str:
+    """All that is known of a run, and each head's ω and μ."""
+    return "\n".join([*(f"{name}: {said}" for name, said in run_facts(run).items()), "", *_heads(run.circuits())])
+
+
+def circuits_in_a_line(circuits: Circuits) -> str:
+    """Sizes."""
+    return f"<Circuits of {size(circuits.n_layers, circuits.n_heads)}, d = {circuits.dim}, N = {circuits.n_outputs}>"
+
+
+def circuits_text(circuits: Circuits) -> str:
+    """Sizes, and each head's ω and μ."""
+    return "\n".join([circuits_in_a_line(circuits)[1:-1], *_heads(circuits)])
+
+
+def _counted(verdicts: Iterable[Verdict]) -> str:
+    counts = Counter(verdict.status.replace("_", " ") for verdict in verdicts)
+    return ", ".join(f"{count} {status}" for status, count in counts.items())
+
+
+def _heads(circuits: Circuits) -> list[str]:
+    columns, rows = head_rows(circuits)
+    lines = [columns, *([f"{cell:.4g}" for cell in row] for row in rows)]
+    return ["".join(f"{cell:>12}" if i > 1 else f"{cell:<6}" for i, cell in enumerate(line)).rstrip() for line in lines]

@@ -8,6 +8,9 @@ from icl_interp.probing import Verdict
 
 if TYPE_CHECKING:
     from icl_interp.analysis import Analysis
+    from icl_interp.circuits import Circuits
+    from icl_interp.config import ModelConfig
+    from icl_interp.records import Run
 
 LONGEST = 500  # characters of what a file or a plugin named; prose is never cut
 
@@ -19,33 +22,76 @@ def headline(analysis: Analysis) -> str:
 
 def settings(analysis: Analysis) -> list[str]:
     """Model, task and sampling, a line each."""
+    return [f"{name}: {said}" for name, said in facts(analysis).items()]
+
+
+def facts(analysis: Analysis) -> dict[str, str]:
+    """Model, task and sampling, in words."""
     p = analysis.provenance
-    trained = ", ".join(
-        f"{word} {value:,}" for word, value in (("step", p.step), ("seed", p.training_seed)) if value is not None
+    return {
+        "model": _model(p.model, p.step, p.training_seed),
+        f"task ({brief(p.task_from)})": brief(repr(p.task)),
+        "sampling": f"{p.budget:,} prompts a measurement, seed {p.analysis_seed}",
+    }
+
+
+def run_facts(run: Run) -> dict[str, str]:
+    """Model, task, training and origin, in words."""
+    said = {
+        "model": _model(run.model_config, run.step, run.seed),
+        "task": brief(repr(run.task)) if run.task else "unknown",
+    }
+    if run.training is not None:
+        t = run.training
+        said["training"] = f"{t.steps:,} steps of {t.batch_size:,} prompts, {t.optimizer}, lr {t.lr:g}"
+    if run.dynamics is not None:
+        said["loss"] = f"{run.dynamics.loss[-1]:.4g} at the end; {len(run.dynamics.steps):,} records"
+    said["origin"] = brief(run.origin)
+    if run.versions:
+        said["versions"] = brief(", ".join(f"{name} {version}" for name, version in run.versions.items()))
+    return said
+
+
+def size(n_layers: int, n_heads: int) -> str:
+    """Layers and heads."""
+    layers = "one layer" if n_layers == 1 else f"{n_layers} layers"
+    return f"{layers}, {'one head' if n_heads == 1 else f'{n_heads} heads'}"
+
+
+def head_rows(circuits: Circuits) -> tuple[tuple[str, ...], tuple[tuple[int | float, ...], ...]]:
+    """Columns and rows of a table with each head's ω and μ."""
+    outputs = ("μ",) if circuits.n_outputs == 1 else tuple(f"μ_{n}" for n in range(circuits.n_outputs))
+    rows = tuple(
+        (layer, head, float(circuits.omega[layer, head]), *map(float, circuits.mu[layer, head]))
+        for layer in range(circuits.n_layers)
+        for head in range(circuits.n_heads)
     )
-    m = p.model
-    layers = "one layer" if m.n_layers == 1 else f"{m.n_layers} layers"
-    heads = "one head" if m.n_heads == 1 else f"{m.n_heads} heads"
-    return [
-        f"model: {layers}, {heads}, d = {m.dim}, N = {m.n_outputs}" + (f"; {trained}" if trained else ""),
-        f"task ({brief(p.task_from)}): {brief(repr(p.task))}",
-        f"sampling: {p.budget:,} prompts a measurement, seed {p.analysis_seed}",
-    ]
+    return ("layer", "head", "ω", *outputs), rows
+
+
+def _model(config: ModelConfig, step: int | None, seed: int | None) -> str:
+    known = ", ".join(f"{word} {value:,}" for word, value in (("step", step), ("seed", seed)) if value is not None)
+    sizes = f"{size(config.n_layers, config.n_heads)}, d = {config.dim}, N = {config.n_outputs}"
+    return f"{sizes}; {known}" if known else sizes
 
 
 def number(verdict: Verdict) -> str:
     """Value, interval and threshold."""
     if verdict.estimate is None:
         return ""
-    e = verdict.estimate
-    interval = "exact" if e.covers == "exact" else f"[{e.low:.4g}, {e.high:.4g}]"
-    return f"{e.value:.4g} {interval}" + (f", wanted {verdict.threshold}" if verdict.threshold else "")
+    return str(verdict.estimate) + (f", wanted {verdict.threshold}" if verdict.threshold else "")
 
 
 def brief(text: str) -> str:
     """One printable line, cut where it runs on."""
     line = clean(text)
     return line if len(line) <= LONGEST else f"{line[:LONGEST]} … ({len(line) - LONGEST:,} more characters)"
+
+
+def label(text: str, longest: int = 80) -> str:
+    """One printable line, as short as a heading or the name of a curve has to be."""
+    line = clean(text)
+    return line if len(line) <= longest else f"{line[: longest - 1]}…"
 
 
 def clean(text: str) -> str:

@@ -92,7 +92,7 @@ def test_a_long_claim_stays_apart_from_its_number():
         (None, None, ""),
         (exact(0.25), None, "0.25 exact"),
         (exact(0.25), Threshold("r", high=0.5), "0.25 exact, wanted ≤ 0.5"),
-        (Estimate(1.23456, 1.1, 1.3, "prompts"), Threshold("r", 0.9, 1.1), "1.235 [1.1, 1.3], wanted 0.9 … 1.1"),
+        (Estimate(1.23456, 1.1, 1.3, "prompts"), Threshold("r", 0.9, 1.1), "1.23 [1.10, 1.30], wanted 0.9 … 1.1"),
         (Estimate(0.0, 0.0, 0.0, "prompts"), None, "0 [0, 0]"),  # measured, not exact, though all samples agreed
         (Estimate(float("nan"), float("-inf"), float("inf")), None, "nan [-inf, inf]"),
     ],

@@ -1,0 +1,205 @@
+"""The analysis as one HTML page that opens from disk with the network off.
+
+Words, tables and small matrices are in the page itself, so that it reads without scripts; a script draws plotly figures
+over that layer.  Everything that comes from a checkpoint or a plugin is escaped by the template engine, and the page's
+policy lets no script run but its own two.  How the file stays small is told in reports/README.md.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from icl_interp.probing import Block, Frames, Heatmap, Need, Outcome, Status, Table
+from icl_interp_reports.figures import figure
+from icl_interp_reports.numbers import numbers
+from icl_interp_reports.plotlyjs import packed, script_hash, source_hash
+from icl_interp_reports.svg import heatmap_svg
+from icl_interp_reports.templating import asset, environment, still
+from icl_interp_reports.words import brief, facts
+
+if TYPE_CHECKING:
+    from icl_interp.analysis import Analysis
+
+LIMIT = 2_200_000  # bytes
+SMALLEST = 200  # bytes that are worth a note in their place
+BOOK = 50_000  # bytes
+_LOOKS_AT = {
+    Need.WEIGHTS: "the weights",
+    Need.FORWARD: "predictions",
+    Need.TASK: "prompts of the task",
+    Need.DYNAMICS: "the record of the training",
+}
+_ASSUMED = {
+    "the run's own": "Prompts come from the distribution that the model was trained on, as the run recorded it.",
+    "given": "Prompts come from the distribution given to analyze(), whatever the model was trained on.",
+    "unknown": "Nothing is known of the task: what needs prompts was skipped.",
+}
+
+
+def to_html(analysis: Analysis) -> str:
+    """One self-contained page of at most 2.2 MB; the same analysis gives the same text.
+
+    What would make it larger is left out, the largest part first, with a note in its place.
+    """
+    page = _Page(analysis)
+    text = page.render()
+    while (excess := len(text.encode()) - LIMIT) > 0 and page.drop(excess):
+        text = page.render()
+    return text
+
+
+@dataclass
+class _Page:
+    """What the template is filled with.  Figures, static pictures, tables and results are what can be left out.
+
+    `left_out` holds their sizes: "f0-1" is the figure of card 0's block 1, "f0-1-still" and "f0-1-table" what is
+    beneath it, all else stands in `results`.
+    """
+
+    analysis: Analysis
+    blocks: dict[str, Block] = field(init=False)
+    figures: dict[str, str] = field(init=False)
+    results: dict[str, Any] = field(init=False)
+    left_out: dict[str, int] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.blocks = {f"f{i}-{j}": block for i, o in enumerate(self.analysis) for j, block in enumerate(o.blocks)}
+        drawn = {name: figure(block) for name, block in self.blocks.items()}
+        self.figures = {name: _script_json(spec) for name, spec in drawn.items() if spec is not None}
+        self.results = self.analysis.to_data()
+
+    def drop(self, excess: int) -> bool:
+        """Leave out the largest parts until `excess` bytes are gone; False if there is nothing left to leave out.
+
+        Words in the results, such as claims and provenance, go when nothing else is left, unless they fill a book.
+        """
+        results = self._results()
+        parts = {**self.figures, **dict(self._beneath())}
+        parts |= {name: _script_json(holder[key]) for name, (holder, key) in results.items()}
+        sizes = {name: len(text.encode()) for name, text in parts.items()}
+        words = {name for name, (_, key) in results.items() if key not in ("circuits", "result") and sizes[name] < BOOK}
+        large = {name for name, size in sizes.items() if size >= SMALLEST}
+        for name in sorted(large - words or large, key=lambda name: (-sizes[name], name)):
+            if excess <= 0:
+                break
+            self.left_out[name] = sizes[name]
+            self.figures.pop(name, None)
+            if name in results:
+                holder, key = results[name]
+                holder[key] = {"left_out": f"{sizes[name]:,} bytes: the page would be too large; `to_json` has them"}
+            excess -= sizes[name]
+        return bool(large)
+
+    def _beneath(self) -> Iterator[tuple[str, str]]:
+        """Static pictures and tables that are in the page, as markup."""
+        written: Any = environment().get_template("blocks.html").module
+        for name, block in self.blocks.items():
+            if isinstance(block, Heatmap | Frames) and f"{name}-still" not in self.left_out:
+                yield f"{name}-still", heatmap_svg(still(block))
+            table = block if isinstance(block, Table) else numbers(block)
+            if table is not None and f"{name}-table" not in self.left_out:
+                yield f"{name}-table", written.table(table)
+
+    def _first_screen(self) -> Iterator[Table | Heatmap]:
+        for name, block in self.blocks.items():
+            part = f"{name}-{'table' if isinstance(block, Table) else 'still'}"
+            if isinstance(block, Table | Heatmap) and block.first_screen and part not in self.left_out:
+                yield block
+
+    def _results(self) -> dict[str, tuple[dict[str, Any], str]]:
+        """What can be left out of the results, by the dictionary that holds it and its key there."""
+        holders = {"provenance": self.results["provenance"], "results": self.results}
+        holders |= {f"probe {name}": probe for name, probe in self.results["probes"].items()}
+        found = {f"{where}: {key}": (holder, key) for where, holder in holders.items() for key in holder}
+        return {name: at for name, at in found.items() if name not in ("results: provenance", "results: probes")}
+
+    def render(self) -> str:
+        template, script = environment().get_template("report.html"), asset("report.js")
+        scripts = [f"'{script_hash(script)}'"] + ([f"'{source_hash()}'"] if self.figures else [])
+        p = self.analysis.provenance
+        text = template.render(
+            analysis=self.analysis,
+            provenance=p,
+            facts=facts(self.analysis),
+            assumed=_ASSUMED.get(p.task_from, f"Task: {p.task_from}."),
+            cards=list(_cards(self.analysis)),
+            tally=_tally(v for o in self.analysis for v in o.verdicts),
+            summary=sorted(self._first_screen(), key=lambda block: isinstance(block, Heatmap)),
+            figures="{" + ",".join(f'"{name}":{text}' for name, text in self.figures.items()) + "}",
+            pictures=self.figures,
+            left_out=self.left_out,
+            results=_script_json(self.results),
+            plotly=packed() if self.figures else None,
+            scripts=" ".join(scripts),
+            script=script,
+            style=asset("report.css"),
+        )
+        return text.encode(errors="replace").decode()
+
+
+@dataclass(frozen=True)
+class _Card:
+    """An outcome and what the page says around it."""
+
+    id: str
+    outcome: Outcome
+    tally: dict[Status, int]
+    looked_at: str
+    prompts: bool
+    snippet: str
+
+
+def _cards(analysis: Analysis) -> Iterator[_Card]:
+    taken: set[str] = set()
+    for i, outcome in enumerate(analysis):
+        named = re.fullmatch(r"[a-z][a-z0-9_]{,60}", outcome.probe) and outcome.probe not in taken
+        taken.add(outcome.probe)
+        looked_at = [words for need, words in _LOOKS_AT.items() if need in outcome.looked_at]
+        yield _Card(
+            id=f"probe-{outcome.probe}" if named else f"probe-{i}",
+            outcome=outcome,
+            tally=_tally(outcome.verdicts),
+            looked_at=", ".join(looked_at),
+            prompts=Need.TASK in outcome.looked_at,
+            snippet=_snippet(analysis, outcome),
+        )
+
+
+def _tally(verdicts: Any) -> dict[Status, int]:
+    counts = Counter(verdict.status for verdict in verdicts)
+    return {status: counts[status] for status in ("holds", "fails", "inconclusive", "not_applicable") if counts[status]}
+
+
+def _snippet(analysis: Analysis, outcome: Outcome) -> str:
+    """The lines of Python that give the outcome again."""
+    if outcome.status == "broken":
+        return ""
+    p = analysis.provenance
+    imports, before = ["import icl_interp as icl"], []
+    if outcome.source.endswith(".py"):
+        imports.append("from icl_interp.probes import load_file")
+        before.append(f"load_file({outcome.source!r})")
+    elif re.fullmatch(r"[a-z][\w.]*", outcome.source, re.ASCII) and not outcome.source.startswith("icl_interp_probes."):
+        imports.append(f"import {outcome.source}  # declares the probe")
+    before.append(f"checkpoint = {p.origin!r}" if p.on_disk else f"checkpoint = ...  # {brief(p.origin)}")
+    task = ""
+    if p.task_from == "given":
+        task, described = ", task", re.sub(r"np\.\w+\(([^()]*)\)", r"\1", repr(p.task))  # np.float64(0.1)
+        written = described.startswith("LinearRegression(") and len(described) < 500 and described.isprintable()
+        before.append(f"task = {described}" if written else f"task = ...  # {brief(described)}")
+        if written:
+            imports.append("from icl_interp.tasks import LinearRegression, kms")
+    call = f"icl.analyze(checkpoint{task}, probes=[{outcome.probe!r}], seed={p.analysis_seed}, budget={p.budget})"
+    after = [f"result = {call}", f"result[{outcome.probe!r}].value  # what was measured", "result.verdicts"]
+    return "\n".join([*imports, "", *before, *after])
+
+
+def _script_json(data: Any) -> str:
+    """JSON that cannot end the script element it stands in, and holds printable characters only."""
+    text = json.dumps(data, allow_nan=False, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    return text if text.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)

@@ -1,0 +1,139 @@
+"""Small matrices and curves as inline SVG: no script, no style sheet, no ids, and at home on any background.
+
+A cell's hue is its sign, its opacity |v| over the largest |v| of all panels: zero is the page's own colour, light or
+dark.  NaN is hatched, so that it is not read as zero.
+"""
+
+from __future__ import annotations
+
+from html import escape
+from math import ceil
+
+import numpy as np
+
+from icl_interp.probing import Heatmap
+from icl_interp_reports.words import brief, clean
+
+POSITIVE, NEGATIVE = "#d95f02", "#2c7fb8"  # told apart by colour-blind readers, clear on white and on near-black
+MOST_CELLS = 1_600
+CELL, PANEL = 16, 220  # the most that one cell, and all of a panel's cells together, may measure
+LABEL, NAME = 12, 28  # characters that are drawn; aria-label holds the whole name
+LETTER = 5.6  # the width of a label's character
+
+
+def heatmap_svg(block: Heatmap, scale: float | None = None) -> str:
+    """The panels side by side, wrapping, and a legend; "" if there is nothing to draw, or too much.
+
+    Args:
+        block: what to draw.
+        scale: the |v| of full colour; None means the largest in the block.
+    """
+    values = np.asarray(block.matrices, dtype=float)
+    if not 0 < values.size <= MOST_CELLS:
+        return ""
+    scale = largest(values) if scale is None else scale
+    with np.errstate(over="ignore"):
+        shades = np.clip(values / (scale or 1.0), -1, 1)
+    panels = [_panel(block, i, panel) for i, panel in enumerate(shades)]
+    legend = _legend(scale, inert=bool(np.isnan(values).any()))
+    return f'<div role="group" aria-label="{escape(brief(block.alt))}">{" ".join([*panels, legend])}</div>'
+
+
+def largest(values: np.ndarray) -> float:
+    """The largest finite |v|; 0 if there is none."""
+    magnitudes = np.abs(np.asarray(values, dtype=float))
+    return float(magnitudes[np.isfinite(magnitudes)].max(initial=0.0))
+
+
+def curve_svg(y: np.ndarray, label: str, width: int = 240, height: int = 48) -> str:
+    """A curve through equally spaced points, large ones at the top; "" unless there are two and all are finite."""
+    y = np.asarray(y, dtype=float)
+    if len(y) < 2 or not np.isfinite(y).all():
+        return ""
+    y = y / (largest(y) or 1.0)
+    across = np.linspace(2, width - 2, len(y))
+    down = height - 2 - (height - 4) * (y - y.min()) / (np.ptp(y) or 1.0)
+    points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(across, down, strict=True))
+    return _svg(
+        label, width, height, f'<polyline points="{points}" fill="none" stroke="{NEGATIVE}" stroke-width="1.5"/>'
+    )
+
+
+def _panel(block: Heatmap, index: int, shades: np.ndarray) -> str:
+    (rows, columns), name = shades.shape, _cut(block.panels[index], NAME)
+    high, wide = min(CELL, PANEL / rows), min(CELL, PANEL / columns)
+    row_labels, column_labels = ([_cut(x, LABEL) for x in labels] for labels in (block.row_labels, block.column_labels))
+    left, top = _width(*row_labels) + 5, 30 if column_labels else 17
+    parts = [_label(left, 10, name, "start")]
+    for i in range(0, len(row_labels), ceil(11 / high)):
+        parts.append(_label(left - 3, top + (i + 0.5) * high + 3, row_labels[i], "end"))
+    for i in range(0, len(column_labels), ceil((_width(*column_labels) + 4) / wide)):
+        parts.append(_label(left + (i + 0.5) * wide, top - 4, column_labels[i], "middle"))
+    parts.append(_cells(shades, left, top, wide, high))
+    title = f"{block.title} {block.panels[index]}, {_range(block.matrices[index])}"
+    return _svg(title, left + max(columns * wide, _width(name)) + 8, top + rows * high + 2, "".join(parts))
+
+
+def _cells(shades: np.ndarray, left: float, top: float, wide: float, high: float) -> str:
+    """A unit square for each number, scaled to its size; a stroke through what is NaN, and a frame around all."""
+    rows, columns = shades.shape
+    groups = []
+    for hue, side in ((POSITIVE, shades), (NEGATIVE, -shades)):
+        squares = [_square(int(r), int(c), float(side[r, c])) for r, c in np.argwhere(side >= 0.005)]
+        groups += [f'<g fill="{hue}">{"".join(squares)}</g>'] if squares else []
+    hatch = "".join(f"M{c} {r + 1}l1-1" for r, c in np.argwhere(np.isnan(shades)))
+    groups += [_strokes(hatch, 0.35)] if hatch else []
+    frame = _strokes(f"M0 0h{columns}v{rows}h-{columns}z", 0.5)
+    return (
+        f'<g transform="translate({left:.4g} {top:g}) scale({wide:.4g} {high:.4g})" shape-rendering="crispEdges">'
+        f"{''.join(groups)}{frame}</g>"
+    )
+
+
+def _square(row: int, column: int, opacity: float) -> str:
+    at = (f' x="{column}"' if column else "") + (f' y="{row}"' if row else "")
+    return f'<rect{at} width="1" height="1" fill-opacity="{f"{opacity:.2f}".lstrip("0").rstrip(".0") or 1}"/>'
+
+
+def _strokes(path: str, opacity: float) -> str:
+    style = f'fill="none" stroke="currentColor" stroke-opacity="{opacity:g}" vector-effect="non-scaling-stroke"'
+    return f'<path d="{path}" {style}/>'
+
+
+def _legend(scale: float, inert: bool) -> str:
+    """From −scale through 0 to +scale, and what a hatch means."""
+    shades = np.linspace(-1, 1, 9) if scale else np.zeros(9)
+    marks = ((0, f"−{scale:.3g}"), (4, "0"), (8, f"+{scale:.3g}"))
+    parts = [_label(30 + (i + 0.5) * 12, 10, said, "middle") for i, said in marks if scale or i == 4]
+    parts.append(_cells(shades[None], 30, 14, 12, 12))
+    if inert:
+        parts += [_cells(np.full((1, 1), np.nan), 160, 14, 12, 12), _label(177, 23, "left out", "start")]
+    return _svg(
+        f"colours: opacity |v| / {scale:.3g}, orange positive, blue negative", 225 if inert else 170, 30, "".join(parts)
+    )
+
+
+def _svg(label: str, width: float, height: float, content: str) -> str:
+    return (
+        f'<svg role="img" aria-label="{escape(brief(label))}" width="{ceil(width)}" height="{ceil(height)}" '
+        f'font-family="sans-serif" font-size="10" fill="currentColor">{content}</svg>'
+    )
+
+
+def _label(x: float, y: float, text: str, anchor: str) -> str:
+    return f'<text x="{x:.4g}" y="{y:.4g}" text-anchor="{anchor}">{escape(text)}</text>' if text else ""
+
+
+def _width(*labels: str) -> float:
+    return LETTER * max(map(len, labels), default=0)
+
+
+def _cut(text: str, length: int) -> str:
+    line = clean(text)
+    return line if len(line) <= length else f"{line[: length - 1]}…"
+
+
+def _range(matrix: np.ndarray) -> str:
+    """What a reader who cannot see the panel is told of it."""
+    shown = matrix[~np.isnan(matrix)]
+    return f"{shown.min():.3g} to {shown.max():.3g}" if shown.size else "nothing to show"
