@@ -10,15 +10,17 @@ import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from icl_interp.errors import ConfigError, ICLError, SaveError, TrainingError
 
 if TYPE_CHECKING:
+    from icl_interp.analysis import Analysis
     from icl_interp.records import Run
     from icl_interp.tasks import Covariance, LinearRegression
 
 OK, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
+DEMO_FOLDER, DEMO_STEPS = "runs/demo", 30_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,35 +52,37 @@ def _complain(error: object, status: int) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
+    return _train_and_save(
+        _task(options),
+        n_heads=options.heads,
+        n_layers=options.layers,
+        d_head=options.d_head,
+        mask=options.mask,
+        steps=options.steps,
+        batch_size=options.batch_size,
+        lr=options.lr,
+        optimizer=options.optimizer,
+        weight_decay=options.weight_decay,
+        seed=options.seed,
+        n_records=options.records,
+        device=options.device,
+        out=options.out,
+        overwrite=options.overwrite,
+    )
+
+
+def _train_and_save(task: LinearRegression, *, steps: int, out: str, **how: Any) -> int:
     from icl_interp import train
 
     try:
-        run = train(
-            _task(options),
-            n_heads=options.heads,
-            n_layers=options.layers,
-            d_head=options.d_head,
-            mask=options.mask,
-            steps=options.steps,
-            batch_size=options.batch_size,
-            lr=options.lr,
-            optimizer=options.optimizer,
-            weight_decay=options.weight_decay,
-            seed=options.seed,
-            n_records=options.records,
-            device=options.device,
-            out=options.out,
-            overwrite=options.overwrite,
-        )
+        run = train(task, steps=steps, out=out, **how)
     except (SaveError, TrainingError) as error:
         rescued = _rescue(error.run) if error.run is not None else ""
         return _complain(f"{error}{rescued}", FAILED if error.run is not None else MISUSED)
     assert run.dynamics is not None
-    print(f"{run.step:,} steps, loss {run.dynamics.loss[-1]:.4f}, saved to {options.out}")
-    if run.step != options.steps:
-        return _complain(
-            f"interrupted after {run.step:,} of {options.steps:,} steps; what was trained is saved", INTERRUPTED
-        )
+    print(f"{run.step:,} steps, loss {run.dynamics.loss[-1]:.4f}, saved to {out}")
+    if run.step != steps:
+        return _complain(f"interrupted after {run.step:,} of {steps:,} steps; what was trained is saved", INTERRUPTED)
     return OK
 
 
@@ -101,15 +105,35 @@ def _analyze(options: argparse.Namespace) -> int:
     result = analyze(
         options.checkpoint, probes=probes or None, seed=options.seed, budget=options.budget, device=options.device
     )
-    folder = Path(options.out) if options.out else _beside(Path(options.checkpoint))
-    try:  # written first: `| head` must not cost the report, nor a full disk what was found
+    return _report(result, Path(options.out) if options.out else _beside(Path(options.checkpoint)))
+
+
+def _report(result: Analysis, folder: Path) -> int:
+    """Write the reports, then print the verdicts: `| head` must not cost a report, nor a full disk what was found."""
+    try:
         result.to_json(folder / "report.json")
         result.to_markdown(folder / "report.md")
+        result.to_html(folder / "report.html")
     finally:
         print(result)
-    print(f"written: {folder / 'report.md'}, {folder / 'report.json'}")
+    print(f"written: {folder / 'report.md'}, {folder / 'report.json'} and, to open in a browser,")
+    print((folder / "report.html").resolve().as_uri())
     unfinished = [outcome.probe for outcome in result if outcome.status in ("failed", "broken")]
     return _complain(f"probes that did not finish: {', '.join(unfinished)}", FAILED) if unfinished else OK
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from icl_interp import LinearRegression, analyze
+
+    out = options.out or DEMO_FOLDER
+    task = LinearRegression(dim=5, length=40, noise_var=0.1)
+    print(f"training 4 heads for {options.steps:,} steps of 256 prompts: d = 5, L = 40, σ² = 0.1", flush=True)
+    replaced = options.overwrite or options.out is None  # the demo's own folder
+    status = _train_and_save(task, n_heads=4, steps=options.steps, seed=options.seed, out=out, overwrite=replaced)
+    if status != OK:
+        return status
+    print("analyzing what was learned", flush=True)
+    return _report(analyze(out), Path(out))
 
 
 def _beside(checkpoint: Path) -> Path:
@@ -167,16 +191,33 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="icl-interp",
         description="What in-context regression transformers learn, with a number behind every claim.",
-        epilog="example:\n  icl-interp train --heads 4 --out runs/h4 && icl-interp analyze runs/h4",
+        epilog="examples:\n  icl-interp demo\n  icl-interp train --heads 4 --out runs/h4 && icl-interp analyze runs/h4",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_demo(commands)
     _add_train(commands)
     _add_analyze(commands)
     probes = _command(commands, "probes", "list the probes that are installed", "icl-interp probes")
     probes.set_defaults(command=_probes)
     return parser
+
+
+def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    demo = _command(
+        commands,
+        "demo",
+        "train four heads in the paper's main setting, analyze them and write the report",
+        "icl-interp demo\nicl-interp demo --steps 50000 --seed 1 --out runs/longer",
+    )
+    demo.add_argument(
+        "--out", metavar="FOLDER", help=f"where everything goes (default {DEMO_FOLDER}, which is replaced)"
+    )
+    demo.add_argument("--overwrite", action="store_true", help="replace a run that is already there")
+    demo.add_argument("--steps", type=int, default=DEMO_STEPS, help=f"optimiser steps (default {DEMO_STEPS})")
+    demo.add_argument("--seed", type=int, default=0)
+    demo.set_defaults(command=_demo)
 
 
 def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -216,7 +257,7 @@ def _add_analyze(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     analyze = _command(
         commands,
         "analyze",
-        "say what a checkpoint learned: verdicts on the terminal, report.json and report.md beside it",
+        "say what a checkpoint learned: verdicts on the terminal, report.html (and .md, .json) beside it",
         "icl-interp analyze runs/h4\nicl-interp analyze runs/h4 --probe kernel_fit --probe my_probe.py --out out/h4",
     )
     analyze.add_argument("checkpoint", help="a run's folder")

@@ -90,7 +90,8 @@ def test_train_then_analyze(capsys, tmp_path):
     status, output, error = invoke(capsys, "analyze", out, "--budget", "40", "--seed", "2")
     assert (status, error) == (OK, "")
     assert f"icl-interp: {out}" in output
-    assert output.endswith(f"written: {out / 'report.md'}, {out / 'report.json'}\n")
+    page = (out / "report.html").as_uri()
+    assert output.endswith(f"written: {out / 'report.md'}, {out / 'report.json'} and, to open in a browser,\n{page}\n")
     report = json.loads((out / "report.json").read_text())
     assert (report["provenance"]["budget"], report["provenance"]["analysis_seed"]) == (40, 2)
     assert (out / "report.md").read_text().startswith("# icl-interp: ")
@@ -150,8 +151,33 @@ def test_analyze_elsewhere_and_only_some(capsys, tmp_path, run_folder):
 def test_the_same_command_writes_the_same_bytes(capsys, tmp_path, run_folder):
     for name in ("a", "b"):
         invoke(capsys, "analyze", run_folder, "--budget", "40", "--out", tmp_path / name)
-    for file in ("report.md", "report.json"):
+    for file in ("report.html", "report.md", "report.json"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_the_demo_trains_analyzes_and_says_where_the_report_is(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):  # its own folder is replaced
+        status, output, error = invoke(capsys, "demo", "--steps", "30", "--seed", "3")
+        assert (status, error) == (OK, "")
+    folder = tmp_path / "runs" / "demo"
+    trained = Run.load(folder)
+    assert (trained.model_config.n_heads, trained.task) == (4, LinearRegression(dim=5, length=40, noise_var=0.1))
+    assert (trained.step, trained.seed) == (30, 3)
+    assert {"report.html", "report.md", "report.json"} < {p.name for p in folder.iterdir()}
+    assert "training 4 heads for 30 steps" in output
+    assert "risk_of_debiased_gd" in output
+    assert output.endswith(f"{(folder / 'report.html').as_uri()}\n")
+
+
+def test_the_demo_replaces_no_run_of_the_users(capsys, tmp_path, run_folder):
+    status, _output, error = invoke(capsys, "demo", "--steps", "30", "--out", run_folder)
+    assert status == MISUSED
+    assert str(run_folder) in error
+    assert Run.load(run_folder).step is None  # as it was
+    copy = Run.load(run_folder).save(tmp_path / "copy")
+    assert invoke(capsys, "demo", "--steps", "30", "--out", copy, "--overwrite")[0] == OK
+    assert Run.load(copy).step == 30
 
 
 def test_the_probes_are_listed(capsys):
@@ -198,6 +224,9 @@ def test_the_readmes_probe_runs_from_a_file(capsys, tmp_path, run_folder):
     assert "Does the model predict too much on average?" in output
     assert "unbiased" in output
     assert json.loads((tmp_path / "report" / "report.json").read_text())["probes"]["bias"]["status"] == "done"
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert '<article class="card" id="probe-bias"' in page
+    assert "load_file(&#39;bias.py&#39;)" in page
 
 
 def test_a_file_and_a_name_and_each_once(capsys, tmp_path, run_folder):
@@ -279,7 +308,7 @@ def test_train_over_what_is_not_ours(capsys, tmp_path):
     [
         (["--seed", "-1"], "seed must be a whole number ≥ 0, got -1"),
         (["--budget", "0"], "budget must be a whole number ≥ 1, got 0"),
-        (["--probe", "typo"], "no probe 'typo'; there are circuit_pattern, head_roles, kernel_fit, risk"),
+        (["--probe", "typo"], "no probe 'typo'; there are circuit_pattern, head_roles, kernel_fit, risk, dynamics"),
         (["--probe", "gone.py"], "no probe file at "),
         (["--device", "cuda:99"], "device 'cuda:99' was asked for, but torch sees "),
     ],
@@ -469,11 +498,12 @@ def test_a_full_disk_costs_the_run_nothing_but_its_place(tmp_path):
     assert not (tmp_path / "r").exists()
 
 
-def test_ctrl_c_saves_what_was_trained(tmp_path):
+@pytest.mark.parametrize("command", [["train", *SMALL[:-4], "--records", "20"], ["demo"]])
+def test_ctrl_c_saves_what_was_trained(tmp_path, command):
     """On a terminal, whose progress bar says when training is under way."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 80))
-    arguments = ["train", *SMALL[:-4], "--steps", "50000000", "--records", "20", "--out", str(tmp_path / "r")]
+    arguments = [*command, "--steps", "50000000", "--out", str(tmp_path / "r")]
     with subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=theirs, text=True) as process:
         os.close(theirs)
         shown = ""
