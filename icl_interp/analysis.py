@@ -85,7 +85,7 @@ class Analysis:
     def verdicts(self) -> pd.DataFrame:
         """One row a claim: probe, claim, source, status, value, low, high (NaN without a number), threshold, sentence.
 
-        `threshold` is text, None where there is none.
+        `threshold` is text, missing where there is none.
         """
         columns = ["probe", "claim", "source", "status", "value", "low", "high", "threshold", "sentence"]
         return pd.DataFrame([_row(o.probe, v) for o in self.outcomes for v in o.verdicts], columns=columns)

@@ -202,6 +202,8 @@ class LinearRegression:
         check_count("length", self.length)
         check_positive("noise_var", self.noise_var, zero=True)
         check_positive("signal_var", self.signal_var)
+        for name in ("noise_var", "signal_var"):
+            object.__setattr__(self, name, float(getattr(self, name)))  # a numpy number would show in the repr
         check_flag("query_noise", self.query_noise)
         if isinstance(self.covariance, KMS):
             _checked_covariance(self.sigma, self.dim)

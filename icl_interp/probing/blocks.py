@@ -17,12 +17,18 @@ from icl_interp.estimates import Estimate
 Cell = str | int | float | bool | Estimate | None
 
 
+_WORDS = {"name", "tex", "text", "title", "x_label", "y_label"}
+
+
 class _Shown:
     alt: str
 
     def __post_init__(self) -> None:
         if not (isinstance(self.alt, str) and self.alt.strip()):
             raise ConfigError(f"a {type(self).__name__} needs an alt text that says what it shows, got {self.alt!r}")
+        for name in _WORDS & vars(self).keys():
+            if not isinstance(getattr(self, name), str):
+                raise ConfigError(f"{type(self).__name__}.{name} must be text, got {_brief(getattr(self, name))}")
         self._check()
 
     def _check(self) -> None:
@@ -39,10 +45,13 @@ class _Shown:
                 raise ConfigError(f"{where} must have shape ({wanted}), got {array.shape}")
 
     def _name(self, count: int, **names: tuple[str, ...]) -> None:
-        """Raise unless each of `names` has `count` entries."""
+        """Raise unless each of `names` has `count` entries, all of them text."""
         for name, entries in names.items():
             if len(entries) != count:
                 raise ConfigError(f"{type(self).__name__}.{name} must have {count} entries, got {len(entries)}")
+            for entry in entries:
+                if not isinstance(entry, str):
+                    raise ConfigError(f"{type(self).__name__}.{name} must hold text, got {_brief(entry)}")
 
 
 @dataclass(frozen=True)
@@ -79,6 +88,7 @@ class Table(_Shown):
     first_screen: bool = False
 
     def _check(self) -> None:
+        self._name(len(self.columns), columns=self.columns)
         for row in self.rows:
             if len(row) != len(self.columns):
                 raise ConfigError(f"a row of {len(row)} cells under {len(self.columns)} columns: {_brief(row)}")
@@ -163,6 +173,7 @@ class Lines(_Shown):
         self._need(None, x=self.x)
         bands = {name: band for name in ("low", "high") if (band := getattr(self, name)) is not None}
         self._need(len(self.names), len(self.x), y=self.y, **bands)
+        self._name(len(self.names), names=self.names)
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,6 +209,7 @@ class Bars(_Shown):
     def _check(self) -> None:
         bands = {name: band for name in ("low", "high") if (band := getattr(self, name)) is not None}
         self._need(len(self.names), values=self.values, **bands)
+        self._name(len(self.names), names=self.names)
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,7 @@ from icl_interp_reports.numbers import numbers
 from icl_interp_reports.plotlyjs import packed, script_hash, source_hash
 from icl_interp_reports.svg import heatmap_svg
 from icl_interp_reports.templating import asset, environment, still
-from icl_interp_reports.words import brief, facts
+from icl_interp_reports.words import LONGEST, brief, described, facts
 
 if TYPE_CHECKING:
     from icl_interp.analysis import Analysis
@@ -189,9 +189,9 @@ def _snippet(analysis: Analysis, outcome: Outcome) -> str:
     before.append(f"checkpoint = {p.origin!r}" if p.on_disk else f"checkpoint = ...  # {brief(p.origin)}")
     task = ""
     if p.task_from == "given":
-        task, described = ", task", re.sub(r"np\.\w+\(([^()]*)\)", r"\1", repr(p.task))  # np.float64(0.1)
-        written = described.startswith("LinearRegression(") and len(described) < 500 and described.isprintable()
-        before.append(f"task = {described}" if written else f"task = ...  # {brief(described)}")
+        task, said = ", task", described(p.task)
+        written = said.startswith("LinearRegression(") and len(said) <= LONGEST
+        before.append(f"task = {said}" if written else f"task = ...  # {said}")
         if written:
             imports.append("from icl_interp.tasks import LinearRegression, kms")
     call = f"icl.analyze(checkpoint{task}, probes=[{outcome.probe!r}], seed={p.analysis_seed}, budget={p.budget})"

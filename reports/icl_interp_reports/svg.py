@@ -64,11 +64,12 @@ def _panel(block: Heatmap, index: int, shades: np.ndarray) -> str:
     high, wide = min(CELL, PANEL / rows), min(CELL, PANEL / columns)
     row_labels, column_labels = ([_cut(x, LABEL) for x in labels] for labels in (block.row_labels, block.column_labels))
     left, top = _width(*row_labels) + 5, 30 if column_labels else 17
-    parts = [_label(left, 10, name, "start")]
-    for i in range(0, len(row_labels), ceil(11 / high)):
-        parts.append(_label(left - 3, top + (i + 0.5) * high + 3, row_labels[i], "end"))
-    for i in range(0, len(column_labels), ceil((_width(*column_labels) + 4) / wide)):
-        parts.append(_label(left + (i + 0.5) * wide, top - 4, column_labels[i], "middle"))
+    every = ceil(11 / high), ceil((_width(*column_labels) + 4) / wide)
+    down = [_label(left - 3, top + (i + 0.5) * high + 3, row_labels[i]) for i in range(0, len(row_labels), every[0])]
+    across = [
+        _label(left + (i + 0.5) * wide, top - 4, column_labels[i]) for i in range(0, len(column_labels), every[1])
+    ]
+    parts = [_label(left, 10, name), _anchored("end", down), _anchored("middle", across)]
     parts.append(_cells(shades, left, top, wide, high))
     title = f"{block.title} {block.panels[index]}, {_range(block.matrices[index])}"
     return _svg(title, left + max(columns * wide, _width(name)) + 8, top + rows * high + 2, "".join(parts))
@@ -77,10 +78,7 @@ def _panel(block: Heatmap, index: int, shades: np.ndarray) -> str:
 def _cells(shades: np.ndarray, left: float, top: float, wide: float, high: float) -> str:
     """A unit square for each number, scaled to its size; a stroke through what is NaN, and a frame around all."""
     rows, columns = shades.shape
-    groups = []
-    for hue, side in ((POSITIVE, shades), (NEGATIVE, -shades)):
-        squares = [_square(int(r), int(c), float(side[r, c])) for r, c in np.argwhere(side >= 0.005)]
-        groups += [f'<g fill="{hue}">{"".join(squares)}</g>'] if squares else []
+    groups = [_squares(shades, POSITIVE), _squares(-shades, NEGATIVE)]
     hatch = "".join(f"M{c} {r + 1}l1-1" for r, c in np.argwhere(np.isnan(shades)))
     groups += [_strokes(hatch, 0.35)] if hatch else []
     frame = _strokes(f"M0 0h{columns}v{rows}h-{columns}z", 0.5)
@@ -90,9 +88,15 @@ def _cells(shades: np.ndarray, left: float, top: float, wide: float, high: float
     )
 
 
-def _square(row: int, column: int, opacity: float) -> str:
-    at = (f' x="{column}"' if column else "") + (f' y="{row}"' if row else "")
-    return f'<rect{at} width="1" height="1" fill-opacity="{f"{opacity:.2f}".lstrip("0").rstrip(".0") or 1}"/>'
+def _squares(shades: np.ndarray, hue: str) -> str:
+    """The cells above zero, one path for all that look the same: a square takes 11 bytes in it."""
+    percent = np.round(100 * np.nan_to_num(shades)).astype(int)
+    paths = []
+    for level in np.unique(percent[percent > 0]):
+        squares = "".join(f"M{c} {r}h1v1h-1z" for r, c in np.argwhere(percent == level))
+        opacity = "" if level == 100 else f' fill-opacity=".{level:02d}"'
+        paths.append(f'<path d="{squares}"{opacity}/>')
+    return f'<g fill="{hue}">{"".join(paths)}</g>' if paths else ""
 
 
 def _strokes(path: str, opacity: float) -> str:
@@ -104,10 +108,10 @@ def _legend(scale: float, inert: bool) -> str:
     """From −scale through 0 to +scale, and what a hatch means."""
     shades = np.linspace(-1, 1, 9) if scale else np.zeros(9)
     marks = ((0, f"−{scale:.3g}"), (4, "0"), (8, f"+{scale:.3g}"))
-    parts = [_label(30 + (i + 0.5) * 12, 10, said, "middle") for i, said in marks if scale or i == 4]
+    parts = [_anchored("middle", [_label(30 + (i + 0.5) * 12, 10, said) for i, said in marks if scale or i == 4])]
     parts.append(_cells(shades[None], 30, 14, 12, 12))
     if inert:
-        parts += [_cells(np.full((1, 1), np.nan), 160, 14, 12, 12), _label(177, 23, "left out", "start")]
+        parts += [_cells(np.full((1, 1), np.nan), 160, 14, 12, 12), _label(177, 23, "left out")]
     return _svg(
         f"colours: opacity |v| / {scale:.3g}, orange positive, blue negative", 225 if inert else 170, 30, "".join(parts)
     )
@@ -120,8 +124,12 @@ def _svg(label: str, width: float, height: float, content: str) -> str:
     )
 
 
-def _label(x: float, y: float, text: str, anchor: str) -> str:
-    return f'<text x="{x:.4g}" y="{y:.4g}" text-anchor="{anchor}">{escape(text)}</text>' if text else ""
+def _label(x: float, y: float, text: str) -> str:
+    return f'<text x="{x:.4g}" y="{y:.4g}">{escape(text)}</text>' if text else ""
+
+
+def _anchored(anchor: str, labels: list[str]) -> str:
+    return f'<g text-anchor="{anchor}">{"".join(labels)}</g>' if labels else ""
 
 
 def _width(*labels: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from icl_interp.probing import Verdict
@@ -30,7 +31,7 @@ def facts(analysis: Analysis) -> dict[str, str]:
     p = analysis.provenance
     return {
         "model": _model(p.model, p.step, p.training_seed),
-        f"task ({brief(p.task_from)})": brief(repr(p.task)),
+        f"task ({brief(p.task_from)})": described(p.task),
         "sampling": f"{p.budget:,} prompts a measurement, seed {p.analysis_seed}",
     }
 
@@ -39,7 +40,7 @@ def run_facts(run: Run) -> dict[str, str]:
     """Model, task, training and origin, in words."""
     said = {
         "model": _model(run.model_config, run.step, run.seed),
-        "task": brief(repr(run.task)) if run.task else "unknown",
+        "task": described(run.task) if run.task else "unknown",
     }
     if run.training is not None:
         t = run.training
@@ -50,6 +51,14 @@ def run_facts(run: Run) -> dict[str, str]:
     if run.versions:
         said["versions"] = brief(", ".join(f"{name} {version}" for name, version in run.versions.items()))
     return said
+
+
+def described(task: object) -> str:
+    """A task in a line; a user's own may have any repr, or one that tells no more than where it lies in memory."""
+    try:
+        return re.sub(r" at 0x[0-9a-f]+", "", brief(repr(task)))
+    except Exception:
+        return f"a {type(task).__name__}"
 
 
 def size(n_layers: int, n_heads: int) -> str:
@@ -96,4 +105,7 @@ def label(text: str, longest: int = 80) -> str:
 
 def clean(text: str) -> str:
     """One printable line: what comes from a checkpoint must not steer a terminal."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
+    line = " ".join(text.split())
+    if line.isprintable():
+        return line
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)

@@ -152,6 +152,22 @@ def test_parts_that_do_not_belong_together_are_refused(kind, change, message):
         kind(**GOOD[kind] | change)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in GOOD if kind is not Text])
+def test_words_are_text(kind):
+    """A number for a name would only come to light in a report, and cost all of it."""
+    good, wrong = GOOD[kind], []
+    for field in dataclasses.fields(kind):
+        value = good.get(field.name, field.default)
+        if isinstance(value, str) and field.name != "alt":
+            wrong += [{field.name: None}, {field.name: 3}]
+        elif isinstance(value, tuple) and value and isinstance(value[0], str):
+            wrong.append({field.name: (3, *value[1:])})
+    assert wrong
+    for change in wrong:
+        with pytest.raises(ConfigError, match=rf"\w+\.{next(iter(change))} must (be|hold) text, got "):
+            kind(**good | change)
+
+
 def test_a_refusal_stays_short_however_long_the_data():
     with pytest.raises(ConfigError) as refused:
         Table(("a",), (("x",) * 10_000,), alt="too wide")
