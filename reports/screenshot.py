@@ -1,8 +1,8 @@
 """Pictures of a report's first screen and of its cards, light and dark, taken in headless Chromium.
 
-    python reports/screenshot.py runs/demo/report.html pictures
+    icl-interp demo && python reports/screenshot.py runs/demo/report.html pictures --height 900
 
-Those in the project's README are the first screen's.  Needs the `test` extra and an installed Chromium.
+made those of the first screen in `reports/pictures`.  Needs the `test` extra and an installed Chromium.
 """
 
 from __future__ import annotations

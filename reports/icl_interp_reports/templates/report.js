@@ -54,7 +54,9 @@
     const c = colours();
     const axis = { gridcolor: c.line, zerolinecolor: c.line, linecolor: c.line, automargin: true, title: { standoff: 8 } };
     return {
+      data: { bar: [{ error_y: { color: c.ink, thickness: 1.5, width: 5 } }] },
       layout: {
+        bargap: 0.5,
         font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: c.ink },
         paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
         xaxis: axis, yaxis: axis,
