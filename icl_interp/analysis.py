@@ -117,9 +117,7 @@ class Analysis:
         """
         # A path may hold bytes that are no UTF-8, which Python keeps as lone surrogates; JSON can spell those.
         text = dumps(self.to_data()).encode(errors="backslashreplace").decode() + "\n"
-        if path is not None:
-            write_file(path, text)
-        return text
+        return _also_written(text, path)
 
     def to_html(self, path: str | Path | None = None) -> str:
         """The analysis as one offline HTML page of at most 2.2 MB, also written to `path` if given.
@@ -129,10 +127,7 @@ class Analysis:
         """
         from icl_interp_reports import to_html
 
-        text = to_html(self)
-        if path is not None:
-            write_file(path, text)
-        return text
+        return _also_written(to_html(self), path)
 
     def to_markdown(self, path: str | Path | None = None) -> str:
         """The analysis as Markdown text, also written to `path` if given.
@@ -142,10 +137,7 @@ class Analysis:
         """
         from icl_interp_reports import to_markdown
 
-        text = to_markdown(self)
-        if path is not None:
-            write_file(path, text)
-        return text
+        return _also_written(to_markdown(self), path)
 
     def __repr__(self) -> str:
         from icl_interp_reports import analysis_in_a_line
@@ -214,6 +206,12 @@ def analyze(
         versions={"icl-interp": version("icl-interp"), "torch": torch.__version__},
     )
     return Analysis(provenance, run.circuits(), tuple(outcomes))
+
+
+def _also_written(text: str, path: str | Path | None) -> str:
+    if path is not None:
+        write_file(path, text)
+    return text
 
 
 def _open(checkpoint: str | Path | Run | torch.nn.Module) -> Run:

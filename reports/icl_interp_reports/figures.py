@@ -53,7 +53,7 @@ def _(block: Frames) -> Figure:
 
 @_figure.register
 def _(block: Lines) -> Figure:
-    at = thinned(len(block.x), CURVE_POINTS)
+    at = _telling(np.concatenate([ys for ys in (block.y, block.low, block.high) if ys is not None]))
     x, traces = numbers(block.x[at]), []
     for i, name in enumerate(block.names):
         colour = PALETTE[i % len(PALETTE)]
@@ -129,6 +129,17 @@ def plain(text: str, longest: int = 60) -> str:
 def thinned(count: int, most: int) -> np.ndarray:
     """`count` indices, or `most` of them at even distances, the first and the last among them."""
     return np.arange(count) if count <= most else np.linspace(0, count - 1, most).round().astype(int)
+
+
+def _telling(curves: np.ndarray) -> np.ndarray:
+    """The points of long curves that show all their peaks: both ends, and each curve's extremes in every stretch."""
+    count = curves.shape[1]
+    if count <= CURVE_POINTS:
+        return np.arange(count)
+    stretches = np.array_split(np.arange(count), max(CURVE_POINTS // (2 * len(curves)), 1))
+    low, high = np.where(np.isnan(curves), np.inf, curves), np.where(np.isnan(curves), -np.inf, curves)
+    peaks = [at[extreme] for at in stretches for extreme in (low[:, at].argmin(1), high[:, at].argmax(1))]
+    return np.unique(np.concatenate([[0, count - 1], *peaks]))
 
 
 def _heatmaps(block: Heatmap, reach: float) -> Figure:
