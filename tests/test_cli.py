@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from icl_interp.cli import FAILED, INTERRUPTED, MISUSED, OK, main
+from icl_interp.cli import FAILED, INTERRUPTED, MISUSED, OK, _parser, main
 from icl_interp.probing import discover, registry
 from icl_interp.records import Run
 from icl_interp.tasks import KMS, LinearRegression
@@ -188,7 +188,7 @@ def test_the_probes_are_listed(capsys):
     assert re.search(r"needs weights, forward, task; takes \w+", output)
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["analyze"], ["probes"]])
+@pytest.mark.parametrize("command", [[], ["demo"], ["train"], ["analyze"], ["probes"]])
 def test_help_shows_examples(capsys, command):
     status, output, _ = invoke(capsys, *command, "--help")
     assert status == OK
@@ -196,16 +196,17 @@ def test_help_shows_examples(capsys, command):
     assert f"  icl-interp {' '.join(command)}".rstrip() in examples
 
 
-def test_the_examples_in_the_help_are_commands(capsys):
+@pytest.mark.parametrize("command", ["demo", "train", "analyze", "probes"])
+def test_the_examples_in_the_help_and_the_readme_are_commands(capsys, command):
     """Each parses: an option that was renamed would be refused before the missing run is."""
-    for command in ("train", "analyze", "probes"):
-        _, output, _ = invoke(capsys, command, "--help")
-        examples = output[output.index("examples:") :].splitlines()[1:]
-        assert examples
-        for example in examples:
-            from icl_interp.cli import _parser
-
-            assert _parser().parse_args(example.split()[1:]).command
+    _, output, _ = invoke(capsys, command, "--help")
+    examples = output[output.index("examples:") :].splitlines()[1:]
+    assert examples
+    shell = "\n".join(re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL))
+    written = re.findall(rf"icl-interp {command}\b[^#&\n]*", shell)
+    assert written
+    for example in (*examples, *written):
+        assert _parser().parse_args(example.split()[1:]).command
 
 
 def test_the_version(capsys):
