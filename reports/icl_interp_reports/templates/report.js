@@ -52,7 +52,8 @@
 
   function template() {
     const c = colours();
-    const axis = { gridcolor: c.line, zerolinecolor: c.line, linecolor: c.line, automargin: true, title: { standoff: 8 } };
+    const lines = { gridcolor: c.line, zerolinecolor: c.line, linecolor: c.line };
+    const axis = { ...lines, automargin: true, title: { standoff: 8 } };
     return {
       data: { bar: [{ error_y: { color: c.ink, thickness: 1.5, width: 5 } }] },
       layout: {
@@ -73,27 +74,39 @@
 
   // --- Sizes -----------------------------------------------------------------------------------------------------
 
-  const single = (width) => ({ height: Math.round(Math.min(380, Math.max(260, width * 0.5))), margin: { l: 10, r: 10, t: 10, b: 10 } });
+  // The legend stands above the plot and takes nothing from it.
+  function single({ data, layout }, width) {
+    const names = layout.showlegend ? data.filter((trace) => trace.name).map((trace) => trace.name.length) : [];
+    const inRow = Math.max(1, Math.floor((width - 40) / (50 + LETTER * Math.max(...names, 0))));
+    const legend = 20 * Math.ceil(names.length / inRow);
+    const plot = Math.round(Math.min(360, Math.max(240, width * 0.5)));
+    return { height: plot + legend, margin: { l: 10, r: 10, t: 10, b: 10 } };
+  }
 
   // As many panels in a row as fit, each cell a square, all on one scale.
   function arranged({ panels: [panels, rows, columns], layout: drawn }, width) {
     const longest = (axis) => LETTER * Math.max(...drawn[axis].ticktext.map((label) => label.length), 1);
     const LEFT = 12 + longest("yaxis");
     const inner = Math.max(width - SCALE, 120);
-    const across = Math.max(1, Math.min(panels, Math.floor(inner / (width < 560 ? 145 : 190))));
+    const across = Math.max(1, Math.min(panels, Math.floor(inner / (width < 560 ? 130 : 190))));
     const panel = Math.min(inner / across, 300) - GAP - LEFT;
     const tall = Math.min(panel * rows / Math.max(columns, 1), 420);
     const down = Math.ceil(panels / across);
     const step = { x: panel + GAP + LEFT, y: tall + ABOVE + BELOW };
     const plot = { w: across * step.x, h: down * step.y };
-    const layout = { height: plot.h + 6, margin: { l: 0, r: Math.max(width - plot.w, SCALE), t: 0, b: 6, autoexpand: false } };
+    const right = Math.max(width - plot.w, SCALE);
+    const layout = { height: plot.h + 6, margin: { l: 0, r: right, t: 0, b: 6, autoexpand: false } };
+    const axis = { showgrid: false, zeroline: false, automargin: false, ticks: "", fixedrange: true };
+    const small = { ...axis, tickangle: 0, tickfont: { size: 10 } };
     for (let i = 0; i < panels; i++) {
-      const n = i === 0 ? "" : i + 1, left = (i % across) * step.x + LEFT, top = Math.floor(i / across) * step.y + ABOVE;
+      const n = i === 0 ? "" : i + 1;
+      const left = (i % across) * step.x + LEFT, top = Math.floor(i / across) * step.y + ABOVE;
       const { tickvals, ticktext } = drawn[`xaxis${n}`];
       const every = Math.ceil((tickvals.length * (longest("xaxis") + 5)) / panel);
       const some = (list) => list.filter((_, index) => index % every === 0);
-      layout[`xaxis${n}`] = { domain: [left / plot.w, Math.min(1, (left + panel) / plot.w)], tickvals: some(tickvals), ticktext: some(ticktext) };
-      layout[`yaxis${n}`] = { domain: [Math.max(0, 1 - (top + tall) / plot.h), 1 - top / plot.h] };
+      const over = [left / plot.w, Math.min(1, (left + panel) / plot.w)];
+      layout[`xaxis${n}`] = { ...small, domain: over, tickvals: some(tickvals), ticktext: some(ticktext) };
+      layout[`yaxis${n}`] = { ...small, domain: [Math.max(0, 1 - (top + tall) / plot.h), 1 - top / plot.h] };
     }
     layout.coloraxis = { colorbar: { lenmode: "pixels", len: Math.max(90, Math.min(tall + 20, 200)), x: 1, xpad: 8 } };
     return layout;
@@ -109,24 +122,20 @@
   };
 
   function layoutOf(figure, width, look) {
-    const sizes = figure.panels ? arranged(figure, width) : single(width);
-    const flat = { annotations: (figure.layout.annotations || []).map((a) => ({ ...a, font: look.layout.annotationdefaults.font })) };
-    const axes = {};
-    if (figure.panels) for (const name of Object.keys(figure.layout)) {
-      if (/^[xy]axis/.test(name)) axes[name] = { showgrid: false, zeroline: false, automargin: false, ticks: "", fixedrange: true, tickangle: 0, tickfont: { size: 10 } };
-    }
     const touch = matchMedia("(pointer: coarse)").matches; // there a drag scrolls the page
-    const inert = figure.panels ? { plot_bgcolor: colours().inert } : {};
-    return merged(merged(merged(figure.layout, sizes), merged(axes, flat)), { template: look, dragmode: touch || figure.panels ? false : "zoom", width, ...inert });
+    const own = { template: look, width, dragmode: touch || figure.panels ? false : "zoom" };
+    if (!figure.panels) return merged(merged(figure.layout, single(figure, width)), own);
+    return merged(merged(figure.layout, arranged(figure, width)), { ...own, plot_bgcolor: colours().inert });
   }
 
   // --- Drawing ---------------------------------------------------------------------------------------------------
 
-  async function draw(place, look) {
+  async function draw(place) {
     const figure = figures[place.id];
     place.hidden = false;
     const still = place.parentElement.querySelector(".still");
-    await Plotly.newPlot(place, figure.data, layoutOf(figure, place.clientWidth, look), { displayModeBar: false });
+    const layout = layoutOf(figure, place.clientWidth, template());
+    await Plotly.newPlot(place, figure.data, layout, { displayModeBar: false });
     if (still) still.hidden = true;
     const numbers = place.parentElement.querySelector("details");
     if (numbers) numbers.open = false;
@@ -137,7 +146,7 @@
   function redraw(places, { look = null, width = 0 } = {}) {
     for (const place of places) {
       const wide = width || place.clientWidth;
-      if (!wide || (!look && Number(place.dataset.width) === wide)) continue;
+      if (!place.dataset.drawn || !wide || (!look && Number(place.dataset.width) === wide)) continue;
       place.dataset.width = wide;
       Plotly.react(place, place.data, layoutOf(figures[place.id], wide, look || template()));
     }
@@ -145,7 +154,8 @@
 
   // Sliders of a card that go through the same moments move together.
   function slide(input) {
-    const within = input.closest("figure"), place = within.querySelector(".drawn"), output = within.querySelector("output");
+    const within = input.closest("figure");
+    const place = within.querySelector(".drawn"), output = within.querySelector("output");
     const { frames, panels: [panels, rows, columns] } = figures[place.id];
     const z = new Float32Array(bytesOf(frames.z.bdata).buffer);
     const row = (moment, panel, index) => {
@@ -179,6 +189,9 @@
 
   // --- Tables ----------------------------------------------------------------------------------------------------
 
+  const typed = (cell) => cell.textContent.replaceAll(",", "").replaceAll("−", "-").replaceAll("∞", "Infinity");
+  const byNumberThenName = (a, b) => parseFloat(a) - parseFloat(b) || a.localeCompare(b, "en", { numeric: true });
+
   function sortable(table) {
     const body = table.tBodies[0], heads = all("thead th", table);
     if (body.rows.length < 3) return;
@@ -191,8 +204,7 @@
         const down = head.getAttribute("aria-sort") === "ascending";
         heads.forEach((other) => other.removeAttribute("aria-sort"));
         head.setAttribute("aria-sort", down ? "descending" : "ascending");
-        const key = (row) => row.cells[column].textContent.replaceAll(",", "").replaceAll("−", "-").replaceAll("∞", "Infinity");
-        const order = (a, b) => parseFloat(key(a)) - parseFloat(key(b)) || key(a).localeCompare(key(b), "en", { numeric: true });
+        const order = (a, b) => byNumberThenName(typed(a.cells[column]), typed(b.cells[column]));
         body.append(...[...body.rows].sort((a, b) => (down ? order(b, a) : order(a, b))));
       });
     });
@@ -202,9 +214,10 @@
   function focusable() {
     for (const box of all(".scroll")) {
       const scrolls = box.scrollWidth > box.clientWidth + 1;
-      scrolls ? box.setAttribute("tabindex", "0") : box.removeAttribute("tabindex");
-      scrolls ? box.setAttribute("role", "group") : box.removeAttribute("role");
-      scrolls ? box.setAttribute("aria-label", box.querySelector("caption")?.textContent || "Scrolls sideways") : box.removeAttribute("aria-label");
+      const label = box.querySelector("caption")?.textContent || "Scrolls sideways";
+      for (const [name, value] of Object.entries({ tabindex: "0", role: "group", "aria-label": label })) {
+        scrolls ? box.setAttribute(name, value) : box.removeAttribute(name);
+      }
     }
   }
 
@@ -229,8 +242,7 @@
     if (places.length) {
       try {
         await loadPlotly();
-        const look = template();
-        for (const place of places) await draw(place, look);
+        for (const place of places) await draw(place);
         all(".slider input").filter((input) => input.dataset.figure in figures).forEach(slide);
         new ResizeObserver(() => redraw(places)).observe(document.querySelector("main"));
         addEventListener("beforeprint", () => redraw(places, { width: PAPER }));
