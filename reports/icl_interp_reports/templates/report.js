@@ -50,8 +50,14 @@
     return found;
   }
 
-  function template() {
+  let scheme; // the colours and the template of the scheme at hand: reading them makes the browser lay the page out
+
+  function readScheme() {
     const c = colours();
+    scheme = { inert: c.inert, template: template(c) };
+  }
+
+  function template(c) {
     const lines = { gridcolor: c.line, zerolinecolor: c.line, linecolor: c.line };
     const axis = { ...lines, automargin: true, title: { standoff: 8 } };
     return {
@@ -121,11 +127,11 @@
     return out;
   };
 
-  function layoutOf(figure, width, look) {
+  function layoutOf(figure, width) {
     const touch = matchMedia("(pointer: coarse)").matches; // there a drag scrolls the page
-    const own = { template: look, width, dragmode: touch || figure.panels ? false : "zoom" };
+    const own = { template: scheme.template, width, dragmode: touch || figure.panels ? false : "zoom" };
     if (!figure.panels) return merged(merged(figure.layout, single(figure, width)), own);
-    return merged(merged(figure.layout, arranged(figure, width)), { ...own, plot_bgcolor: colours().inert });
+    return merged(merged(figure.layout, arranged(figure, width)), { ...own, plot_bgcolor: scheme.inert });
   }
 
   // --- Drawing ---------------------------------------------------------------------------------------------------
@@ -134,7 +140,7 @@
     const figure = figures[place.id];
     place.hidden = false;
     const still = place.parentElement.querySelector(".still");
-    const layout = layoutOf(figure, place.clientWidth, template());
+    const layout = layoutOf(figure, place.clientWidth);
     await Plotly.newPlot(place, figure.data, layout, { displayModeBar: false });
     if (still) still.hidden = true;
     const numbers = place.parentElement.querySelector("details");
@@ -143,12 +149,12 @@
     place.dataset.drawn = "yes";
   }
 
-  function redraw(places, { look = null, width = 0 } = {}) {
+  function redraw(places, { recoloured = false, width = 0 } = {}) {
     for (const place of places) {
       const wide = width || place.clientWidth;
-      if (!place.dataset.drawn || !wide || (!look && Number(place.dataset.width) === wide)) continue;
+      if (!place.dataset.drawn || !wide || (!recoloured && Number(place.dataset.width) === wide)) continue;
       place.dataset.width = wide;
-      Plotly.react(place, place.data, layoutOf(figures[place.id], wide, look || template()));
+      Plotly.react(place, place.data, layoutOf(figures[place.id], wide));
     }
   }
 
@@ -226,14 +232,20 @@
   async function start() {
     all("table.sortable").forEach(sortable);
     focusable();
-    addEventListener("resize", focusable);
-    all("details").forEach((details) => details.addEventListener("toggle", focusable));
+    let asked = false;
+    const soon = () => {
+      if (!asked) requestAnimationFrame(() => ((asked = false), focusable()));
+      asked = true;
+    };
+    addEventListener("resize", soon);
+    all("details").forEach((details) => details.addEventListener("toggle", soon));
     const places = all(".drawn").filter((place) => place.id in figures);
     const dark = matchMedia("(prefers-color-scheme: dark)"), button = document.getElementById("theme");
     const isDark = () => (root.dataset.theme || (dark.matches ? "dark" : "light")) === "dark";
     const themed = () => {
       button.textContent = isDark() ? "Light" : "Dark";
-      if (window.Plotly) redraw(places, { look: template() });
+      readScheme();
+      redraw(places, { recoloured: true });
     };
     button.addEventListener("click", () => ((root.dataset.theme = isDark() ? "light" : "dark"), themed()));
     dark.addEventListener("change", themed);
