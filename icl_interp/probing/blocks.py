@@ -97,6 +97,10 @@ class Table(_Shown):
                     raise ConfigError(
                         f"a cell must be text, a plain number, a bool, an Estimate or None, got {_brief(cell)}"
                     )
+                if isinstance(cell, int) and cell.bit_length() > 1023:  # Python refuses to write out larger ones
+                    raise ConfigError(
+                        f"a whole number in a cell must be below 1e308, got one of {cell.bit_length()} bits"
+                    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -193,7 +193,7 @@ def _snippet(analysis: Analysis, outcome: Outcome) -> str:
         written = said.startswith("LinearRegression(") and len(said) <= LONGEST
         before.append(f"task = {said}" if written else f"task = ...  # {said}")
         if written:
-            imports.append("from icl_interp.tasks import LinearRegression, kms")
+            imports.append(f"from icl_interp.tasks import LinearRegression{', kms' if 'kms(' in said else ''}")
     call = f"icl.analyze(checkpoint{task}, probes=[{outcome.probe!r}], seed={p.analysis_seed}, budget={p.budget})"
     after = [f"result = {call}", f"result[{outcome.probe!r}].value  # what was measured", "result.verdicts"]
     return "\n".join([*imports, "", *before, *after])

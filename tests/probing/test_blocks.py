@@ -223,6 +223,14 @@ def test_a_table_of_what_numpy_counts_is_told_to_use_plain_numbers():
         Table(("a",), ((np.int64(3),),), alt="three")
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_number_that_cannot_be_written_is_refused(sign):
+    Table(("n",), ((sign * 10**300,),), alt="large")
+    for cell in (sign * 2**1023, sign * 10**5_000):
+        with pytest.raises(ConfigError, match=r"below 1e308, got one of \d+ bits"):
+            Table(("n",), ((cell,),), alt="too large")
+
+
 def test_a_kind_of_ones_own_is_no_block():
     @dataclasses.dataclass(frozen=True)
     class Sound(Text):
