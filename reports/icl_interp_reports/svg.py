@@ -12,7 +12,7 @@ from math import ceil
 import numpy as np
 
 from icl_interp.probing import Heatmap
-from icl_interp_reports.words import brief, clean
+from icl_interp_reports.words import brief, label
 
 POSITIVE, NEGATIVE = "#d95f02", "#2c7fb8"  # told apart by colour-blind readers, clear on white and on near-black
 MOST_CELLS = 1_600
@@ -21,17 +21,12 @@ LABEL, NAME = 12, 28  # characters that are drawn; aria-label holds the whole na
 LETTER = 5.6  # the width of a label's character
 
 
-def heatmap_svg(block: Heatmap, scale: float | None = None) -> str:
-    """The panels side by side, wrapping, and a legend; "" if there is nothing to draw, or too much.
-
-    Args:
-        block: what to draw.
-        scale: the |v| of full colour; None means the largest in the block.
-    """
+def heatmap_svg(block: Heatmap) -> str:
+    """The panels side by side, wrapping, and a legend; "" if there is nothing to draw, or too much."""
     values = np.asarray(block.matrices, dtype=float)
     if not 0 < values.size <= MOST_CELLS:
         return ""
-    scale = largest(values) if scale is None else scale
+    scale = _largest(values)
     with np.errstate(over="ignore"):
         shades = np.clip(values / (scale or 1.0), -1, 1)
     panels = [_panel(block, i, panel) for i, panel in enumerate(shades)]
@@ -39,36 +34,35 @@ def heatmap_svg(block: Heatmap, scale: float | None = None) -> str:
     return f'<div role="group" aria-label="{escape(brief(block.alt))}">{" ".join([*panels, legend])}</div>'
 
 
-def largest(values: np.ndarray) -> float:
+def _largest(values: np.ndarray) -> float:
     """The largest finite |v|; 0 if there is none."""
     magnitudes = np.abs(np.asarray(values, dtype=float))
     return float(magnitudes[np.isfinite(magnitudes)].max(initial=0.0))
 
 
-def curve_svg(y: np.ndarray, label: str, width: int = 240, height: int = 48) -> str:
+def curve_svg(y: np.ndarray, name: str, width: int = 240, height: int = 48) -> str:
     """A curve through equally spaced points, large ones at the top; "" unless there are two and all are finite."""
     y = np.asarray(y, dtype=float)
     if len(y) < 2 or not np.isfinite(y).all():
         return ""
-    y = y / (largest(y) or 1.0)
+    y = y / (_largest(y) or 1.0)
     across = np.linspace(2, width - 2, len(y))
     down = height - 2 - (height - 4) * (y - y.min()) / (np.ptp(y) or 1.0)
     points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(across, down, strict=True))
     return _svg(
-        label, width, height, f'<polyline points="{points}" fill="none" stroke="{NEGATIVE}" stroke-width="1.5"/>'
+        name, width, height, f'<polyline points="{points}" fill="none" stroke="{NEGATIVE}" stroke-width="1.5"/>'
     )
 
 
 def _panel(block: Heatmap, index: int, shades: np.ndarray) -> str:
-    (rows, columns), name = shades.shape, _cut(block.panels[index], NAME)
+    (rows, columns), name = shades.shape, label(block.panels[index], NAME)
     high, wide = min(CELL, PANEL / rows), min(CELL, PANEL / columns)
-    row_labels, column_labels = ([_cut(x, LABEL) for x in labels] for labels in (block.row_labels, block.column_labels))
-    left, top = _width(*row_labels) + 5, 30 if column_labels else 17
-    every = ceil(11 / high), ceil((_width(*column_labels) + 4) / wide)
-    down = [_label(left - 3, top + (i + 0.5) * high + 3, row_labels[i]) for i in range(0, len(row_labels), every[0])]
-    across = [
-        _label(left + (i + 0.5) * wide, top - 4, column_labels[i]) for i in range(0, len(column_labels), every[1])
-    ]
+    beside = [label(text, LABEL) for text in block.row_labels]
+    above = [label(text, LABEL) for text in block.column_labels]
+    left, top = _width(*beside) + 5, 30 if above else 17
+    down = [_label(left - 3, top + (i + 0.5) * high + 3, beside[i]) for i in range(0, len(beside), ceil(11 / high))]
+    every = ceil((_width(*above) + 4) / wide)
+    across = [_label(left + (i + 0.5) * wide, top - 4, above[i]) for i in range(0, len(above), every)]
     parts = [_label(left, 10, name), _anchored("end", down), _anchored("middle", across)]
     parts.append(_cells(shades, left, top, wide, high))
     title = f"{block.title} {block.panels[index]}, {_range(block.matrices[index])}"
@@ -117,9 +111,9 @@ def _legend(scale: float, inert: bool) -> str:
     )
 
 
-def _svg(label: str, width: float, height: float, content: str) -> str:
+def _svg(name: str, width: float, height: float, content: str) -> str:
     return (
-        f'<svg role="img" aria-label="{escape(brief(label))}" width="{ceil(width)}" height="{ceil(height)}" '
+        f'<svg role="img" aria-label="{escape(brief(name))}" width="{ceil(width)}" height="{ceil(height)}" '
         f'font-family="sans-serif" font-size="10" fill="currentColor">{content}</svg>'
     )
 
@@ -134,11 +128,6 @@ def _anchored(anchor: str, labels: list[str]) -> str:
 
 def _width(*labels: str) -> float:
     return LETTER * max(map(len, labels), default=0)
-
-
-def _cut(text: str, length: int) -> str:
-    line = clean(text)
-    return line if len(line) <= length else f"{line[: length - 1]}…"
 
 
 def _range(matrix: np.ndarray) -> str:
