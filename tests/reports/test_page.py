@@ -243,7 +243,8 @@ def test_the_first_tab_leads_past_the_header(browser, files):
 @pytest.mark.parametrize(
     ("name", "scheme", "width"),
     [
-        *((name, scheme, width) for name in PAGES[:2] for scheme in ("light", "dark") for width in (1280, 400)),
+        *((name, *look) for name in PAGES[:2] for look in (("light", 1280), ("dark", 400))),
+        ("every block", "dark", 1280),  # colours of every kind
         *((name, "light", 400) for name in PAGES[2:]),
     ],
 )
