@@ -38,6 +38,9 @@ class TrainConfig:
         seed: of initialisation and data, as two independent streams.
         n_records: about how many points of the training are kept: a fifth of them logarithmic up to step 1,000, the
             rest even up to the end.
+        data_seed: of the data alone; None means `seed`.  Runs with the same data_seed, task and batch_size see the same
+            prompts at every step: cheaper to train together, but their differences are then not those of independent
+            runs (see `train_many`).
 
     Raises:
         ConfigError: a value out of range, or a model that does not fit the task.
@@ -54,6 +57,7 @@ class TrainConfig:
     momentum: float = 0.0
     seed: int = 0
     n_records: int = 300
+    data_seed: int | None = None
 
     def __post_init__(self) -> None:
         check_task(self.task)
@@ -63,6 +67,8 @@ class TrainConfig:
             check_count(name, getattr(self, name))
         check_count("n_records", self.n_records, minimum=2)
         check_count("seed", self.seed, minimum=0)
+        if self.data_seed is not None:
+            check_count("data_seed", self.data_seed, minimum=0)
         check_positive("lr", self.lr)
         check_choice("optimizer", self.optimizer, get_args(Optimizer))
         check_positive("weight_decay", self.weight_decay, zero=True)
@@ -78,6 +84,11 @@ class TrainConfig:
                 raise ConfigError(
                     f"model.{name} is {getattr(self.model, name)}, the task's is {getattr(self.task, name)}"
                 )
+
+    @property
+    def prompt_seed(self) -> int:
+        """`data_seed`, with its default filled in."""
+        return self.seed if self.data_seed is None else self.data_seed
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,23 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Protocol
 
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from icl_interp.config import ModelConfig
+from icl_interp.records import TrainConfig
 from icl_interp.tasks import Prompt
 from icl_interp.weights import Weights
 
 
 class Engine(Protocol):
-    """One run in training: weights, optimiser state and the stream of prompts."""
+    """A population in training: the weights, optimiser state and stream of prompts of each of its runs.
 
-    def grad(self, prompt: Prompt) -> tuple[float, Weights]:
-        """Loss and gradient at `prompt` and the current weights; changes nothing."""
+    A run's numbers depend on its own config alone: not on the runs beside it, on the number of threads, nor on how its
+    steps are divided over calls of `advance`.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, configs: Sequence[TrainConfig], device: torch.device): ...
+
+    @staticmethod
+    def grad(model: ModelConfig, weights: Weights, prompt: Prompt) -> tuple[float, Weights]:
+        """Loss and gradient at `prompt`, computed as `advance` computes them."""
         ...
 
-    def advance(self, steps: int) -> float:
-        """Take optimiser steps, each on fresh prompts; return the mean loss over them, each before its update."""
+    def advance(self, steps: int) -> None:
+        """Take optimiser steps, each on fresh prompts.  A run that has taken its config's `steps` stands still."""
         ...
 
-    def weights(self) -> Weights:
-        """A copy of the current weights, on the CPU."""
+    def total_losses(self) -> Float[np.ndarray, "runs"]:
+        """Each run's loss summed over its steps so far, each before its update: float64, added one by one."""
+        ...
+
+    def weights(self) -> list[Weights]:
+        """Copies of the current weights, on the CPU."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """All that `restore` needs to go on bit for bit, as copies on the CPU."""
+        ...
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from `state`, which an engine of the same configs and device gave."""
         ...
