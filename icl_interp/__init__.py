@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from icl_interp.errors import CheckpointError, ConfigError, ICLError, SaveError, TrainingError
     from icl_interp.formats import load
     from icl_interp.model import ICLTransformer
-    from icl_interp.records import Dynamics, Run, TrainConfig
+    from icl_interp.records import Dynamics, Run, Runs, TrainConfig
     from icl_interp.tasks import LinearRegression, Prompt, Task, kms
-    from icl_interp.training import train
+    from icl_interp.training import train, train_many
 
 _HOMES = {
     "analysis": ("Analysis", "analyze"),
@@ -35,9 +35,9 @@ _HOMES = {
     "errors": ("CheckpointError", "ConfigError", "ICLError", "SaveError", "TrainingError"),
     "formats": ("load",),
     "model": ("ICLTransformer",),
-    "records": ("Dynamics", "Run", "TrainConfig"),
+    "records": ("Dynamics", "Run", "Runs", "TrainConfig"),
     "tasks": ("LinearRegression", "Prompt", "Task", "kms"),
-    "training": ("train",),
+    "training": ("train", "train_many"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -53,6 +53,7 @@ __all__ = [
     "ModelConfig",
     "Prompt",
     "Run",
+    "Runs",
     "SaveError",
     "Task",
     "TrainConfig",
@@ -61,6 +62,7 @@ __all__ = [
     "kms",
     "load",
     "train",
+    "train_many",
 ]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from icl_interp.records import Run
+    from icl_interp.records import Run, Runs
 
 
 class ICLError(Exception):
@@ -29,9 +29,9 @@ class NoCheckpointError(CheckpointError, ConfigError):
 
 
 class SaveError(ICLError, OSError):
-    """A run could not be written.  The run itself is in `run`, so nothing that was trained is lost."""
+    """A run could not be written.  The run itself (or runs) is in `run`, so nothing that was trained is lost."""
 
-    def __init__(self, message: str, run: Run | None = None):
+    def __init__(self, message: str, run: Run | Runs | None = None):
         super().__init__(message)
         self.run = run
 

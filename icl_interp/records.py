@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -15,6 +16,9 @@ from icl_interp.tasks import Task, check_task
 from icl_interp.weights import Weights, check_weights
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from icl_interp.analysis import Analysis
     from icl_interp.circuits import Circuits
     from icl_interp.model import ICLTransformer
 
@@ -207,6 +211,100 @@ class Run:
         if self.dynamics is None:
             raise ConfigError(f"no weights of step {step}: this run has no record of its training")
         return self.dynamics.weights(step)
+
+
+class Runs(Sequence[Run]):
+    """A population of runs: indexed by number, or by a slice or list of numbers for a part of it.
+
+    Those of a folder are opened one by one, each time they are asked for, so that memory does not grow with their
+    number.
+
+    Args:
+        runs: runs, or the folders they are in.
+    """
+
+    def __init__(self, runs: Sequence[Run | Path]):
+        self._runs = tuple(runs)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Runs:
+        """The population that was saved in a folder.
+
+        Raises:
+            CheckpointError: not a population, or an incomplete one.
+        """
+        from icl_interp.formats import load_runs
+
+        return load_runs(path)
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write all runs as one folder, all or nothing; see `Run.save`.
+
+        Raises:
+            SaveError: the folder exists, or could not be written.
+        """
+        from icl_interp.formats import save_runs
+
+        return save_runs(self, path, overwrite=overwrite)
+
+    def analyze(self, **options: Any) -> list[Analysis]:
+        """`analyze` of each run, with the same options."""
+        from icl_interp.analysis import analyze
+
+        return [analyze(run, **options) for run in self]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a run: what it was trained with, as far as runs differ, and what came out.
+
+        Columns after those: `step`, the last; `loss` and `loss_error`, mean and standard error over the records of the
+        last fifth of training; `omega` and `mu`, a tuple over heads (and layers), at the last step.
+        """
+        import pandas as pd
+
+        frame = pd.DataFrame([_settings(run) | _results(run) for run in self])
+        constant = [name for name in frame.columns if name not in _RESULTS and frame[name].astype(str).nunique(dropna=False) == 1]
+        return frame.drop(columns=constant)
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    @overload
+    def __getitem__(self, index: int) -> Run: ...
+    @overload
+    def __getitem__(self, index: slice | Sequence[int]) -> Runs: ...
+    def __getitem__(self, index: int | slice | Sequence[int]) -> Run | Runs:
+        if isinstance(index, slice):
+            return Runs(self._runs[index])
+        if isinstance(index, Sequence | np.ndarray):
+            return Runs([self._runs[i] for i in np.arange(len(self))[list(index)]])
+        run = self._runs[index]
+        return Run.load(run) if isinstance(run, Path) else run
+
+    def __iter__(self) -> Iterator[Run]:
+        return (self[i] for i in range(len(self)))
+
+    def __repr__(self) -> str:
+        where = f", in {self._runs[0].parent}" if self._runs and isinstance(self._runs[0], Path) else ""
+        return f"Runs({len(self)} runs{where})"
+
+
+_RESULTS = ("step", "loss", "loss_error", "omega", "mu")
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    model = {name: getattr(run.model_config, name) for name in ("n_heads", "n_layers", "d_head", "activation")}
+    if run.training is None:
+        return {"task": run.task, **model}
+    names = ("lr", "optimizer", "weight_decay", "batch_size", "steps", "seed", "data_seed")
+    return {"task": run.task, **model, **{name: getattr(run.training, name) for name in names}}
+
+
+def _results(run: Run) -> dict[str, Any]:
+    circuits = run.circuits()
+    late = run.dynamics.loss[run.dynamics.steps >= 0.8 * run.dynamics.steps[-1]] if run.dynamics else np.full(1, np.nan)
+    error = late.std(ddof=1) / len(late) ** 0.5 if len(late) > 1 else np.nan
+    omega, mu = (tuple(values.ravel().tolist()) for values in (circuits.omega, circuits.mu))
+    return dict(zip(_RESULTS, (run.step, late.mean(), error, omega, mu), strict=True))
 
 
 def check_dynamics(dynamics: Dynamics, model: ModelConfig) -> None:

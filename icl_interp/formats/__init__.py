@@ -1,4 +1,4 @@
-"""A `Run` to and from disk."""
+"""A `Run`, or many, to and from disk."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from icl_interp.formats.native import load_run, save_run
+from icl_interp.formats.population import load_runs, save_runs
 
 if TYPE_CHECKING:
     from icl_interp.model import ICLTransformer
 
-__all__ = ["load", "load_run", "save_run"]
+__all__ = ["load", "load_run", "load_runs", "save_run", "save_runs"]
 
 
 def load(path: str | Path) -> ICLTransformer:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from icl_interp.tasks import Task
 
 SCHEMA_VERSION = 1
 MAX_JSON_BYTES = 2**28  # a few thousand do, but a covariance matrix is written out: 30 MB at d = 1,000
-RUN, WEIGHTS, DYNAMICS = "run.json", "weights.safetensors", "dynamics.safetensors"
+RUN, WEIGHTS, DYNAMICS, RUNS = "run.json", "weights.safetensors", "dynamics.safetensors", "runs.json"
 _RECORDS = ("steps", "loss", "omega", "mu", "snapshot_steps")
 
 
@@ -44,25 +45,42 @@ def save_run(run: Run, path: str | Path, *, overwrite: bool = False) -> Path:
         SaveError: `path` exists and `overwrite` is not set or it holds no run; or the disk refused.  The error carries
             the run.
     """
+    try:
+        return save_folder(path, lambda folder: write_run(run, folder), overwrite=overwrite)
+    except SaveError as error:
+        raise SaveError(str(error), run) from error
+
+
+def write_run(run: Run, folder: Path) -> None:
+    """Write the run's files into an empty folder."""
+    files = {RUN: dumps(_describe(run)).encode(), WEIGHTS: save_safetensors(_plain(run.weights))}
+    if run.dynamics is not None:
+        check_dynamics(run.dynamics, run.model_config)  # what cannot be opened again is better not written
+        files[DYNAMICS] = save_safetensors(_dynamics_tensors(run.dynamics))
+    for name, data in files.items():
+        write_through(folder / name, data)
+
+
+def save_folder(path: str | Path, write: Callable[[Path], None], *, overwrite: bool) -> Path:
+    """What `write` puts into a folder, as the folder `path`, all or nothing.
+
+    Raises:
+        SaveError: see `check_target`; or the disk refused, or anything else went wrong.
+    """
     path = Path(path)
     new: Path | None = None
     try:
         check_target(path, overwrite=overwrite)
-        files = {RUN: dumps(_describe(run)).encode(), WEIGHTS: save_safetensors(_plain(run.weights))}
-        if run.dynamics is not None:
-            check_dynamics(run.dynamics, run.model_config)  # what cannot be opened again is better not written
-            files[DYNAMICS] = save_safetensors(_dynamics_tensors(run.dynamics))
         target = path.resolve()  # through a link, what it points at is written
         target.parent.mkdir(parents=True, exist_ok=True)
         new = hidden(target, "tmp")
         new.mkdir()
-        for name, data in files.items():
-            write_through(new / name, data)
+        write(new)
         _move_into_place(new, target)
-    except SaveError as error:
-        raise SaveError(str(error), run) from error
+    except SaveError:
+        raise
     except Exception as error:  # whatever it is, the run must not be lost with it
-        raise SaveError(f"could not save the run to {path}: {reason(error)}", run) from error
+        raise SaveError(f"could not save the run to {path}: {reason(error)}") from error
     finally:
         if new is not None:
             shutil.rmtree(new, ignore_errors=True)
@@ -73,7 +91,7 @@ def check_target(path: Path, *, overwrite: bool) -> None:
     """Raise `SaveError` unless a run may be written to `path`: training asks this before its first step."""
     try:
         target = path.resolve()
-        if _is_run(_place(target)):
+        if _is_ours(place_of(target)):
             if not overwrite:
                 raise SaveError(f"{path} already holds a run; choose another place, or overwrite it")
         elif target.exists() and not (target.is_dir() and not any(target.iterdir())):
@@ -98,7 +116,7 @@ def load_run(path: str | Path) -> Run:
     try:
         if path.name == WEIGHTS and path.is_file():
             path = path.parent
-        folder = _place(path)
+        folder = place_of(path)
         if not folder.exists():
             raise NoCheckpointError("does not exist")
         if not (folder / RUN).is_file():
@@ -106,7 +124,7 @@ def load_run(path: str | Path) -> Run:
             raise NoCheckpointError(
                 f"is not a run: expected a folder with {RUN} and {WEIGHTS}, found {found or 'nothing'}"
             )
-        return _assemble(_read_json(folder / RUN), folder, origin=str(path))
+        return _assemble(read_json(folder / RUN), folder, origin=str(path))
     except Exception as error:  # a stranger's file may break anything
         kind = NoCheckpointError if isinstance(error, NoCheckpointError) else CheckpointError
         raise kind(f"{path}: {reason(error)}") from error
@@ -154,7 +172,7 @@ def _assemble(data: dict[str, Any], folder: Path, origin: str) -> Run:
     return replace(run, dynamics=_read_dynamics(folder / DYNAMICS, run.model_config))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     if path.stat().st_size > MAX_JSON_BYTES:
         raise CheckpointError(f"{RUN} has {path.stat().st_size:,} bytes, a run's has at most {MAX_JSON_BYTES:,}")
     try:
@@ -200,21 +218,21 @@ def _aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.old")
 
 
-def _place(path: Path) -> Path:
+def place_of(path: Path) -> Path:
     """Where the run called `path` lies: there, or aside if overwriting it was cut short."""
     if path.exists() or not path.name:
         return path
-    return _aside(path) if _is_run(_aside(path)) else path
+    return _aside(path) if _is_ours(_aside(path)) else path
 
 
-def _is_run(folder: Path) -> bool:
-    return (folder / RUN).is_file() and (folder / WEIGHTS).is_file()
+def _is_ours(folder: Path) -> bool:
+    return ((folder / RUN).is_file() and (folder / WEIGHTS).is_file()) or (folder / RUNS).is_file()
 
 
 def _move_into_place(new: Path, path: Path) -> None:
     """Rename `new` to `path`; an older run steps aside first and comes back should the rename fail."""
     old = _aside(path)
-    if _is_run(path):
+    if _is_ours(path):
         shutil.rmtree(old, ignore_errors=True)
         path.rename(old)
     try:

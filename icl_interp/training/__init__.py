@@ -1,5 +1,5 @@
-"""Training: from a task to a `Run`."""
+"""Training: from tasks to a `Run`, or to many."""
 
-from icl_interp.training.loop import train
+from icl_interp.training.loop import train, train_many
 
-__all__ = ["train"]
+__all__ = ["train", "train_many"]

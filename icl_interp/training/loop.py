@@ -1,38 +1,25 @@
-"""Training a run: ask an engine for steps, write down what happens, keep what was trained whatever happens."""
+"""Training, one run or many: what users call."""
 
 from __future__ import annotations
 
-import math
-import platform
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.metadata import version
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Literal
+from typing import TypeVar
 
 import torch
-from tqdm import tqdm
 
-from icl_interp.config import Activation, Mask, ModelConfig, check_choice
-from icl_interp.devices import named_device
-from icl_interp.errors import TrainingError
+from icl_interp.config import Activation, Mask, ModelConfig, check_positive
+from icl_interp.errors import ConfigError, NoCheckpointError, SaveError, TrainingError
+from icl_interp.formats import load_run, save_runs
 from icl_interp.formats.native import check_target
-from icl_interp.records import Optimizer, Run, TrainConfig
+from icl_interp.records import Optimizer, Run, Runs, TrainConfig
 from icl_interp.tasks import Task, check_task
-from icl_interp.training.engine import Engine
-from icl_interp.training.gradients import loss
-from icl_interp.training.recording import Recorder, record_steps
-from icl_interp.training.seeds import record_seed
-from icl_interp.training.torch_engine import TorchEngine
-from icl_interp.weights import Weights
+from icl_interp.training.engines import EngineName
+from icl_interp.training.journal import Journal
+from icl_interp.training.population import Population
 
-CHUNK = 20  # steps between two looks at the loss, the progress bar and Ctrl-C
-# Below this many multiply-adds a step is small: a GPU would only wait for its kernels to start (about 40 of them, some
-# 10 µs each), and a second CPU thread gains 0 to 7 % where it is free and costs a factor of six where it is not.
-SMALL_STEP = 10_000_000
+Opened = TypeVar("Opened", Run, Runs)
 
 
 def train(
@@ -53,151 +40,149 @@ def train(
     momentum: float = 0.0,
     seed: int = 0,
     n_records: int = 300,
-    engine: Literal["auto", "torch"] = "auto",
+    data_seed: int | None = None,
+    engine: EngineName = "auto",
     device: str | torch.device = "auto",
     out: str | Path | None = None,
     overwrite: bool = False,
+    resume: bool = False,
+    save_every: float = 30.0,
     progress: bool | None = None,
 ) -> Run:
     """Train a model on fresh prompts of `task`; see `ModelConfig` and `TrainConfig` for what shapes it.
 
-    The same seed gives the same run on one engine, device and version of torch, not across them.  Ctrl-C ends the
-    training at the next step and returns (and saves) what was trained; a second Ctrl-C stops at once.
+    The same seed gives the same run on one engine, device and version, not across them.  Ctrl-C ends the training
+    within a moment and returns (and saves) what was trained; a second Ctrl-C stops at once.
 
     Args:
         task: where prompts come from.
         n_heads, n_layers, d_head, mask, attn_scale, activation: see `ModelConfig`.
-        steps, batch_size, lr, optimizer, weight_decay, betas, momentum, seed, n_records: see `TrainConfig`.
-        engine: "auto" takes the fastest that supports the task and model.
+        steps, batch_size, lr, optimizer, weight_decay, betas, momentum, seed, n_records, data_seed: see `TrainConfig`.
+        engine: "numba" for one layer and `LinearRegression` on the CPU; "torch" for everything; "auto" takes the
+            fastest that can.
         device: "auto" takes a GPU where there is one and a step is large enough to gain from it.
         out: folder to save the run in.
-        overwrite: whether a run that is already there may be replaced.
+        overwrite: whether a run that is already there may be replaced, or a training that was cut short forgotten.
+        resume: go on with a training into `out` that was cut short, from where its state was last saved, and end where
+            it would have ended.  Where there is none, begin; where it is finished, open it.
+        save_every: seconds between two saves of the state, if there is `out`.
         progress: show a progress bar; None means only when the output is a terminal.
 
     Raises:
-        ConfigError: a parameter out of range, or a device that is not there.
+        ConfigError: a parameter out of range, a device that is not there, an engine that cannot train this; a state to
+            resume from that is another training's.
         SaveError: `out` cannot be written; asked before training too.  Carries the run.
         TrainingError: the loss stopped being finite.  Carries the run up to the last good record.
     """
     check_task(task)
     model = ModelConfig(task.dim, task.n_outputs, n_heads, n_layers, d_head, mask, attn_scale, activation)
-    config = TrainConfig(task, model, steps, batch_size, lr, optimizer, weight_decay, betas, momentum, seed, n_records)
-    check_choice("engine", engine, ("auto", "torch"))
+    config = TrainConfig(
+        task, model, steps, batch_size, lr, optimizer, weight_decay, betas, momentum, seed, n_records, data_seed
+    )
+    population = Population([config], engine, device)
+    place = _Place(out, overwrite, resume)
+    if (found := place.finished(load_run, lambda run: population.made([run]))) is not None:
+        return found
+    population.train(place.journal(population, save_every), progress)
+    run = population.run(0)
+    if population.failures:
+        raise TrainingError(population.failures[0], run)
     if out is not None:
-        check_target(Path(out), overwrite=overwrite)
-    chosen = choose_device(device, config)
-    run = _train(config, TorchEngine(config, chosen), chosen, progress)
-    if out is not None:
-        run.save(out, overwrite=overwrite)
+        run.save(out, overwrite=overwrite or resume)
+        place.leave(population)
     return run
 
 
-def choose_device(device: str | torch.device, config: TrainConfig) -> torch.device:
-    """The device that `device` names; "auto" weighs whether a step is worth a GPU."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() and not _is_small(config) else "cpu")
-    return named_device(device)
+def train_many(
+    configs: Sequence[TrainConfig],
+    *,
+    engine: EngineName = "auto",
+    device: str | torch.device = "auto",
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    save_every: float = 30.0,
+    progress: bool | None = None,
+) -> Runs:
+    """Train a population in one program: seeds, numbers of heads, learning rates, tasks side by side.
 
+    Each run is the one that `train` would give: its numbers depend neither on the others nor on the number of threads.
+    Configs with the same `data_seed`, task and batch_size share their prompts.  A population is then trained up to
+    three times faster, but its runs are no independent sample: all of them are lucky on the same prompts, so an error
+    bar taken over shared runs leaves out the spread that comes from data.  It is right for what differs between runs
+    on the same data (initialisation, heads, learning rate: paired, and less noisy for it) and too small for all else.
 
-def _is_small(config: TrainConfig) -> bool:
-    model = config.model
-    work = config.batch_size * config.task.length * model.n_heads * model.d_model * model.n_layers
-    return work < SMALL_STEP
+    Ctrl-C ends all of them within a moment.  A run whose loss stops being finite ends at its last good record, with a
+    warning; the others go on.  In memory, weight snapshots of a population take at most a gigabyte; with `out` they go
+    to disk as training goes, and the `Runs` that are returned open each run when asked for it.
 
+    Args:
+        configs: what to train.
+        engine, device, overwrite, resume, save_every, progress: as for `train`.
+        out: folder to save the runs in.
 
-@contextmanager
-def _threads(config: TrainConfig) -> Iterator[None]:
-    """One CPU thread for small steps; torch's own choice is back afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1 if _is_small(config) else before)
+    Raises:
+        ConfigError: no configs, or what `train` would refuse in one of them.
+        SaveError: `out` cannot be written; asked before training too.
+    """
+    configs = list(configs)
+    if not configs or not all(isinstance(config, TrainConfig) for config in configs):
+        raise ConfigError(f"configs must be a sequence of at least one TrainConfig, got {configs!r}"[:300])
+    population = Population(configs, engine, device)
+    place = _Place(out, overwrite, resume)
+    if (found := place.finished(Runs.load, population.made)) is not None:
+        return found
+    population.train(place.journal(population, save_every), progress)
+    for run, failure in sorted(population.failures.items()):
+        warnings.warn(f"run {run} of {len(configs)} ended early: {failure}", RuntimeWarning, stacklevel=2)
+    if out is None:
+        return Runs([population.run(i) for i in range(len(configs))])
     try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+        save_runs((population.run(i) for i in range(len(configs))), out, overwrite=overwrite or resume)
+    except SaveError as error:
+        raise SaveError(str(error), Runs([population.run(i) for i in range(len(configs))])) from error
+    place.leave(population)
+    return Runs.load(out)
 
 
-def _train(config: TrainConfig, engine: Engine, device: torch.device, progress: bool | None) -> Run:
-    planned = record_steps(config.steps, config.n_records)
-    recorder = Recorder(config.model, planned)
-    weights = engine.weights()
-    recorder.record(0, _untrained_loss(weights, config), weights)
-    done = 0
-    with (
-        _Interruption() as interrupted,
-        _threads(config),
-        tqdm(total=config.steps, unit=" steps", disable=None if progress is None else not progress) as bar,
-    ):
-        for target in planned[1:]:
-            mean, reached = _advance(engine, target - done, bar, interrupted)
-            if reached and not math.isfinite(mean):
-                run = _as_run(config, weights, recorder, done, device)
-                raise TrainingError(
-                    f"the loss became {mean} between steps {done} and {done + reached}: try a smaller lr "
-                    f"(it was {config.lr})",
-                    run,
-                )
-            if reached:
-                done += reached
-                weights = engine.weights()
-                recorder.record(done, mean, weights)
-                bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
-            if interrupted:
-                break
-    return _as_run(config, weights, recorder, done, device)
+class _Place:
+    """Where a training's result and, until then, its state go.  Nothing there is lost unless `overwrite` says so."""
 
+    def __init__(self, out: str | Path | None, overwrite: bool, resume: bool):
+        if resume and out is None:
+            raise ConfigError("resume=True needs out, the folder that the training was to end in")
+        self._out, self._overwrite, self._resume = None if out is None else Path(out), overwrite, resume
+        self._journal: Journal | None = None
 
-def _advance(engine: Engine, steps: int, bar: tqdm, interrupted: _Interruption) -> tuple[float, int]:
-    """Up to `steps` steps in chunks; the mean loss, and how many were taken before an interruption or a divergence."""
-    taken, total = 0, 0.0
-    while taken < steps and not interrupted and math.isfinite(total):
-        chunk = min(CHUNK, steps - taken)
-        total += engine.advance(chunk) * chunk
-        taken += chunk
-        bar.update(chunk)
-    return total / max(taken, 1), taken
+    def finished(self, load: Callable[[Path], Opened], is_wanted: Callable[[Opened], bool]) -> Opened | None:
+        """What `resume` finds there if it is what the training was to become."""
+        if not self._resume or self._out is None:
+            return None
+        try:
+            found = load(self._out)
+        except NoCheckpointError:
+            return None
+        return found if is_wanted(found) else None
 
+    def journal(self, population: Population, save_every: float) -> Journal | None:
+        """Where the state of `population` is kept; what is there is restored, refused or removed."""
+        check_positive("save_every", save_every)
+        if self._out is None:
+            return None
+        self._journal = Journal(self._out, population.described(), save_every)
+        if self._resume and self._journal.exists():
+            population.restore(self._journal)
+            return self._journal
+        if self._journal.exists() and not self._overwrite:
+            raise SaveError(
+                f"a training into {self._out} was cut short; its state is in {self._journal.folder}: resume it, or "
+                "overwrite it"
+            )
+        check_target(self._out, overwrite=self._overwrite)
+        self._journal.remove()
+        return self._journal
 
-def _untrained_loss(weights: Weights, config: TrainConfig) -> float:
-    generator = torch.Generator().manual_seed(record_seed(config.seed))
-    return loss(weights, config.model, config.task.sample(config.batch_size, generator=generator)).item()
-
-
-def _as_run(config: TrainConfig, weights: Weights, recorder: Recorder, step: int, device: torch.device) -> Run:
-    versions = {name: version(name) for name in ("icl-interp", "torch", "numpy")}
-    return Run(
-        model_config=config.model,
-        weights=weights,
-        task=config.task,
-        training=config,
-        dynamics=recorder.dynamics(weights),
-        step=step,
-        seed=config.seed,
-        versions=versions | {"python": platform.python_version(), "device": device.type, "engine": "torch"},
-    )
-
-
-class _Interruption:
-    """True once Ctrl-C was pressed.  A step is never cut in two; the second Ctrl-C is an ordinary one."""
-
-    def __init__(self) -> None:
-        self._pressed = False
-        self._previous: signal.Handlers | object | None = None
-        self._installed = False
-
-    def __bool__(self) -> bool:
-        return self._pressed
-
-    def __enter__(self) -> _Interruption:
-        # Handlers belong to the main thread; elsewhere (a notebook's executor, a server) Ctrl-C is not ours to take.
-        if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._press)
-            self._installed = True
-        return self
-
-    def _press(self, signum: int, frame: FrameType | None) -> None:
-        self._pressed = True
-        signal.signal(signal.SIGINT, self._previous)  # type: ignore[arg-type]
-
-    def __exit__(self, *_: object) -> None:
-        if self._installed:
-            signal.signal(signal.SIGINT, self._previous)  # type: ignore[arg-type]
+    def leave(self, population: Population) -> None:
+        """The result is saved; the state is needed no longer, unless there is something left to do."""
+        if self._journal is not None and population.finished:
+            self._journal.remove()

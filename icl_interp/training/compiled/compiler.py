@@ -1,0 +1,126 @@
+"""How the functions of this folder are compiled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+LANES = 64  # prompts in a block
+
+f4, i4, u4, u8 = np.float32, np.int32, np.uint32, np.uint64
+
+# Multiply-adds may be contracted; nothing is reordered nor assumed finite, except where a loop sums over lanes.
+_FAST = {"contract", "nsz", "arcp"}
+compiled = njit(_nrt=False, fastmath=_FAST, error_model="numpy", no_cpython_wrapper=True)
+summing = njit(_nrt=False, fastmath=_FAST | {"reassoc"}, error_model="numpy", no_cpython_wrapper=True)
+inlined = njit(_nrt=False, fastmath=_FAST, error_model="numpy", inline="always")
+
+
+@intrinsic
+def vectorise(typing_context: Any) -> Any:
+    """Tell the compiler of the enclosing function: its arrays do not overlap, and the widest vectors are the best.
+
+    Without the first, a loop over more than a few arrays is not vectorised at all.  Without the second, AVX-512
+    machines get half their width.  To keep both the function is not inlined, which spares compile time too.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        attributes = builder.function.attributes
+        attributes.add("noinline")
+        set.add(attributes, '"prefer-vector-width"="512"')  # llvmlite's own `add` knows only some attributes
+        for argument in builder.function.args[2:]:  # the first two are numba's
+            if isinstance(argument.type, ir.PointerType):
+                argument.add_attribute("noalias")
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@intrinsic
+def bits(typing_context: Any, number: Any) -> Any:
+    """A float32's bits as int32."""
+    return types.int32(types.float32), lambda context, builder, signature, arguments: builder.bitcast(
+        arguments[0], ir.IntType(32)
+    )
+
+
+@intrinsic
+def from_bits(typing_context: Any, number: Any) -> Any:
+    """The float32 of an int32's bits."""
+    return types.float32(types.int32), lambda context, builder, signature, arguments: builder.bitcast(
+        arguments[0], ir.FloatType()
+    )
+
+
+# --- Rows ---------------------------------------------------------------------------------------------------------------
+
+
+@compiled
+def clear(array, size):
+    """array = 0."""
+    vectorise()
+    for i in range(size):
+        array[i] = f4(0)
+
+
+@compiled
+def scale(row, factor, offset):
+    """row = row · factor + offset."""
+    vectorise()
+    for i in range(LANES):
+        row[i] = row[i] * factor + offset
+
+
+@compiled
+def multiply(rows, row, count):
+    """rows[k] ∘= row for each of `count` rows."""
+    vectorise()
+    for start in range(0, count * LANES, LANES):
+        out = rows[start:]
+        for i in range(LANES):
+            out[i] *= row[i]
+
+
+@compiled
+def add_scaled(row, rows, factors, count):
+    """row += Σ_k rows[k] · factors[k]."""
+    vectorise()
+    for k in range(count):
+        other, factor = rows[k * LANES :], factors[k]
+        for i in range(LANES):
+            row[i] += other[i] * factor
+
+
+@compiled
+def add_products(row, left, right, count):
+    """row += Σ_k left[k] ∘ right[k]."""
+    vectorise()
+    for k in range(count):
+        a, b = left[k * LANES :], right[k * LANES :]
+        for i in range(LANES):
+            row[i] += a[i] * b[i]
+
+
+@compiled
+def subtract_products(rows, others, row, count):
+    """rows[k] -= others[k] ∘ row."""
+    vectorise()
+    for start in range(0, count * LANES, LANES):
+        out, other = rows[start:], others[start:]
+        for i in range(LANES):
+            out[i] -= other[i] * row[i]
+
+
+@summing
+def dots(out, row, rows, count):
+    """out[k] = row · rows[k]."""
+    vectorise()
+    for k in range(count):
+        other, total = rows[k * LANES :], f4(0)
+        for i in range(LANES):
+            total += row[i] * other[i]
+        out[k] = total
