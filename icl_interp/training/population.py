@@ -65,7 +65,8 @@ class Population:
     def train(self, journal: Journal | None, progress: bool | None) -> None:
         """Train to the end, or until Ctrl-C."""
         self._journal = journal
-        steps = sorted({step for recorder in self._recorders for step in recorder.planned if step > self._step})
+        # The state may have been saved on reaching a step, before that step was recorded.
+        steps = sorted({step for recorder in self._recorders for step in recorder.planned if step >= max(self._step, 1)})
         if self._step == 0:
             self._record_untrained()
         hidden = None if progress is None else not progress

@@ -9,7 +9,7 @@ from icl_interp.training.compiled.compiler import LANES, bits, compiled, f4, fro
 
 @inlined
 def exp2(x):
-    """2^x to 1.6e-7 relative by a minimax polynomial, x < 128; 2^−126 where x is less; NaN stays NaN."""
+    """2^x to 2.3e-7 relative by a minimax polynomial, x < 128; 2^−126 where x is less; NaN stays NaN."""
     x = f4(-126.0) if x < f4(-126.0) else x
     shifted = x + f4(12582912.0)  # 1.5·2²³: the low bits of the sum are x rounded to a whole number
     r = x - (shifted - f4(12582912.0))
