@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from icl_interp.attention import fold, predict
+from icl_interp.errors import CheckpointError
 from icl_interp.records import Run, TrainConfig
 from icl_interp.serialization import to_data
 from icl_interp.training.engines import EngineName, build, choose
@@ -84,11 +85,18 @@ class Population:
             self._record(None)
 
     def restore(self, journal: Journal) -> None:
-        """Go on from where `journal` was last saved."""
+        """Go on from where `journal` was last saved.
+
+        Raises:
+            ConfigError, CheckpointError: see `Journal.load`.
+        """
         self._step, state = journal.load()
-        self._recorded, self._total = state["recorded"].numpy(), state["total"].numpy()
         own = "engine."
-        self._engine.restore({name.removeprefix(own): t for name, t in state.items() if name.startswith(own)})
+        try:
+            self._recorded, self._total = state["recorded"].numpy(), state["total"].numpy()
+            self._engine.restore({name.removeprefix(own): t for name, t in state.items() if name.startswith(own)})
+        except (KeyError, ValueError, TypeError, RuntimeError) as error:
+            raise CheckpointError(f"{journal.folder} cannot be gone on from: it is no state of this: {error}") from error
 
     def run(self, index: int) -> Run:
         """What has become of a config."""

@@ -59,31 +59,6 @@ def test_training_lowers_the_loss_to_what_the_first_steps_are_known_to_reach() -
     assert run.dynamics.loss[-3:].mean() < 0.6
 
 
-@pytest.mark.parametrize(
-    ("optimizer", "options"),
-    [("sgd", {"lr": 0.1, "momentum": 0.9}), ("adamw", {"weight_decay": 0.01}), ("adam", {"weight_decay": 1e-4})],
-)
-def test_every_optimizer_is_torchs(optimizer: str, options: dict[str, float]) -> None:
-    """The flat, fused step equals torch's optimiser on the separate tensors."""
-    from icl_interp.training.gradients import loss_and_grad
-    from icl_interp.training.seeds import data_seed
-
-    run = icl.train(TASK, steps=20, optimizer=optimizer, **options)  # type: ignore[arg-type]
-    assert run.dynamics is not None
-    weights = {k: torch.nn.Parameter(v.clone()) for k, v in run.dynamics.weights(0).items()}
-    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optimizer]
-    reference = kind(list(weights.values()), **{"lr": 1e-3, "weight_decay": 0.0, **options})
-    generator = torch.Generator().manual_seed(data_seed(0))
-    for _ in range(20):
-        with torch.no_grad():
-            _, grads = loss_and_grad(dict(weights), run.model_config, TASK.sample(256, generator=generator))
-        for name, parameter in weights.items():
-            parameter.grad = grads[name].clone()
-        reference.step()
-    for name, parameter in weights.items():
-        torch.testing.assert_close(parameter.data, run.weights[name], rtol=1e-5, atol=1e-6)
-
-
 def test_deeper_models_train() -> None:
     run = icl.train(TASK, n_layers=2, n_heads=2, steps=300, n_records=10, mask="strict_causal")
     assert run.dynamics is not None
@@ -130,7 +105,14 @@ def test_a_task_of_the_users_own_trains_saves_and_is_analyzed(tmp_path: Path) ->
         ({"optimizer": "lion"}, "optimizer must be one of 'adam', 'adamw', 'sgd', got 'lion'"),
         ({"seed": -1}, "seed must be a whole number ≥ 0, got -1"),
         ({"device": "abacus"}, "device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got 'abacus'"),
-        ({"engine": "steam"}, "engine must be one of 'auto', 'torch', got 'steam'"),
+        ({"engine": "steam"}, "engine must be one of 'auto', 'numba', 'torch', got 'steam'"),
+        (
+            {"engine": "numba", "n_layers": 2},
+            "engine 'numba' cannot train this: it trains models of one layer, and n_layers is 2",
+        ),
+        ({"data_seed": -1}, "data_seed must be a whole number ≥ 0, got -1"),
+        ({"save_every": 0}, "save_every must be a finite number > 0, got 0"),
+        ({"resume": True}, "resume=True needs out, the folder that the training was to end in"),
         ({"betas": (0.9, 1.0)}, r"betas\[1\] must be < 1, got 1.0"),
         ({"mask": "none"}, "mask must be one of"),
     ],

@@ -1,0 +1,96 @@
+"""Which engine trains what, and several of them side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+
+from icl_interp.config import ModelConfig
+from icl_interp.errors import ConfigError
+from icl_interp.records import TrainConfig
+from icl_interp.tasks import LinearRegression, Prompt
+from icl_interp.training.engines import build, choose
+
+TASK = LinearRegression(3, 12)
+PLAIN = TrainConfig(TASK, ModelConfig(3), batch_size=16)
+DEEP = dataclasses.replace(PLAIN, model=ModelConfig(3, n_layers=2))
+CPU = torch.device("cpu")
+
+
+class Noisier(LinearRegression):
+    """A user's variation on ours: what it samples is its own affair."""
+
+    def sample(self, *arguments: Any, **options: Any) -> Prompt:
+        prompt = super().sample(*arguments, **options)
+        return Prompt(prompt.x, 2 * prompt.y, prompt.x_q, prompt.y_q)
+
+
+OWN = dataclasses.replace(PLAIN, task=Noisier(3, 12))
+
+
+def test_auto_takes_the_fast_engine_where_it_can() -> None:
+    assert choose(PLAIN, "auto", "cpu") == ("numba", CPU)
+    assert choose(DEEP, "auto", "cpu") == ("torch", CPU)
+    assert choose(OWN, "auto", "cpu") == ("torch", CPU)
+    assert choose(PLAIN, "torch", "cpu") == ("torch", CPU)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (DEEP, "it trains models of one layer, and n_layers is 2; use 'torch' or 'auto'"),
+        (OWN, r"it draws the prompts of LinearRegression itself, and the task is Noisier\("),
+    ],
+)
+def test_what_numba_cannot_do_is_said(config: TrainConfig, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"engine 'numba' cannot train this: {message}"):
+        choose(config, "numba", "auto")
+
+
+def test_a_gpu_is_worth_a_large_step_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    large = dataclasses.replace(PLAIN, batch_size=10**6)
+    assert choose(PLAIN, "auto", "auto") == ("numba", CPU)
+    assert choose(DEEP, "auto", "auto") == ("torch", CPU)
+    assert choose(large, "auto", "auto") == ("torch", torch.device("cuda"))
+    assert choose(large, "numba", "auto") == ("numba", CPU)
+    assert choose(PLAIN, "auto", "cuda") == ("torch", torch.device("cuda"))
+    with pytest.raises(ConfigError, match="it runs on the CPU, and device is 'cuda'"):
+        choose(PLAIN, "numba", "cuda")
+
+
+def test_several_engines_are_each_what_they_are_alone() -> None:
+    configs = [DEEP, PLAIN, OWN, dataclasses.replace(PLAIN, seed=1)]
+    choices = [choose(config, "auto", "cpu") for config in configs]
+    together, again = build(configs, choices), build(configs, choices)
+    together.advance(10)
+    again.restore(together.state())
+    for engine in (together, again):
+        engine.advance(5)
+    for i, config in enumerate(configs):
+        alone = build([config], choices[i : i + 1])
+        alone.advance(15)
+        for engine in (together, again):
+            assert engine.total_losses()[i] == alone.total_losses()[0]
+            mine, own = engine.weights()[i], alone.weights()[0]
+            assert all(torch.equal(mine[name], own[name]) for name in own)
+
+
+def test_engines_learn_the_same() -> None:
+    """Other random numbers, the same law: what two engines reach agrees within what seeds differ by."""
+    reached = {}
+    for name in ("numba", "torch"):
+        configs = [TrainConfig(TASK, ModelConfig(3), batch_size=64, lr=1e-2, seed=seed) for seed in range(8)]
+        engine = build(configs, [choose(config, name, "cpu") for config in configs])
+        engine.advance(300)
+        before = engine.total_losses()
+        engine.advance(100)
+        reached[name] = (engine.total_losses() - before) / 100
+    a, b = reached.values()
+    spread = ((a.var(ddof=1) + b.var(ddof=1)) / len(a)) ** 0.5
+    assert abs(a.mean() - b.mean()) < 4 * spread
+    assert a.mean() < 0.8
