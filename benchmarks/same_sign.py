@@ -2,10 +2,10 @@
 
     python benchmarks/same_sign.py FOLDER [--seeds 256] [--steps 100000] [--heads 2 3 4 8]
 
-The paper's main setting (d = 5, L = 40, σ² = 0.1, Adam, lr 1e-3, 256 prompts a step).  Seeds are trained in populations
-of STREAM runs on the same prompts, which is cheaper; the intervals are by streams, so that they hold all the same.  What
-was trained is kept in FOLDER: killed and started again, the study goes on.  At the end it prints a table and writes
-benchmarks/results/same_sign.json.
+The paper's main setting (d = 5, L = 40, σ² = 0.1, Adam, lr 1e-3, 256 prompts a step).  Seeds are trained in
+populations of STREAM runs on the same prompts, which is cheaper; the intervals are by streams, so that they hold all
+the same.  What was trained is kept in FOLDER: killed and started again, the study goes on.  At the end it prints a
+table and writes benchmarks/results/same_sign.json.
 """
 
 from __future__ import annotations

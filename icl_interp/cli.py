@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from icl_interp.tasks import Covariance, LinearRegression
 
 OK, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
-DEMO_FOLDER, DEMO_STEPS = "runs/demo", 30_000
+DEMO_FOLDER, DEMO_STEPS = "runs/demo", 50_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,24 +65,31 @@ def _train(options: argparse.Namespace) -> int:
         weight_decay=options.weight_decay,
         seed=options.seed,
         n_records=options.records,
+        data_seed=options.data_seed,
+        engine=options.engine,
         device=options.device,
         out=options.out,
         overwrite=options.overwrite,
+        resume=options.resume,
+        save_every=options.save_every,
     )
 
 
 def _train_and_save(task: LinearRegression, *, steps: int, out: str, **how: Any) -> int:
-    from icl_interp import train
+    from icl_interp import Run, train
 
     try:
         run = train(task, steps=steps, out=out, **how)
     except (SaveError, TrainingError) as error:
-        rescued = _rescue(error.run) if error.run is not None else ""
-        return _complain(f"{error}{rescued}", FAILED if error.run is not None else MISUSED)
+        rescued = _rescue(error.run) if isinstance(error.run, Run) else ""
+        return _complain(f"{error}{rescued}", FAILED if rescued else MISUSED)
     assert run.dynamics is not None
     print(f"{run.step:,} steps, loss {run.dynamics.loss[-1]:.4f}, saved to {out}")
     if run.step != steps:
-        return _complain(f"interrupted after {run.step:,} of {steps:,} steps; what was trained is saved", INTERRUPTED)
+        return _complain(
+            f"interrupted after {run.step:,} of {steps:,} steps; what was trained is saved, and --resume goes on",
+            INTERRUPTED,
+        )
     return OK
 
 
@@ -226,10 +233,17 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "train",
         "train a model on fresh prompts and save the run",
         "icl-interp train --heads 4 --steps 50000 --out runs/h4\n"
-        "icl-interp train --heads 2 --covariance kms:0.5 --seed 7 --out runs/kms",
+        "icl-interp train --heads 2 --covariance kms:0.5 --seed 7 --out runs/kms\n"
+        "icl-interp train --steps 500000 --out runs/paper --resume",
     )
     train.add_argument("--out", required=True, metavar="FOLDER", help="where the run is saved")
     train.add_argument("--overwrite", action="store_true", help="replace a run that is already there")
+    train.add_argument(
+        "--resume", action="store_true", help="go on with a training that was cut short; begin where there is none"
+    )
+    train.add_argument(
+        "--save-every", type=float, default=30.0, metavar="SECONDS", help="how often its state is saved (default 30)"
+    )
     task = train.add_argument_group("task: y = βᵀx + ε")
     task.add_argument("--dim", type=int, default=5, help="d, covariates (default 5)")
     task.add_argument("--length", type=int, default=40, help="L, demonstrations (default 40)")
@@ -249,6 +263,8 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     how.add_argument("--weight-decay", type=float, default=0.0)
     how.add_argument("--records", type=int, default=300, help="points of the training to keep (default 300)")
     how.add_argument("--seed", type=int, default=0)
+    how.add_argument("--data-seed", type=int, help="seed of the prompts alone (default: the same as --seed)")
+    how.add_argument("--engine", choices=("auto", "numba", "torch"), default="auto", help="what trains (default auto)")
     how.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     train.set_defaults(command=_train)
 

@@ -107,6 +107,8 @@ def test_every_training_option_arrives(capsys, tmp_path):
         "--optimizer": "adamw",
         "--weight-decay": "0.1",
         "--noise-var": "0.3",
+        "--data-seed": "9",
+        "--engine": "torch",
         "--device": "cpu",
     }
     flat = [part for pair in options.items() for part in pair]
@@ -115,6 +117,7 @@ def test_every_training_option_arrives(capsys, tmp_path):
     model, how = trained.model_config, trained.training
     assert (model.n_layers, model.d_head, model.mask) == (2, 2, "strict_causal")
     assert (how.lr, how.optimizer, how.weight_decay, how.batch_size, how.n_records) == (0.01, "adamw", 0.1, 16, 5)
+    assert (how.data_seed, trained.versions["engine"]) == (9, "torch")
     assert trained.task == LinearRegression(3, 6, noise_var=0.3)
 
 
@@ -135,6 +138,29 @@ def test_overwrite(capsys, tmp_path):
     )
     assert invoke(capsys, *arguments, "--overwrite", "--seed", "3")[0] == OK
     assert Run.load(tmp_path / "r").seed == 3
+
+
+def test_resume_begins_goes_on_and_is_content_with_what_is_finished(tmp_path):
+    """The same line again and again, whatever happens to it."""
+    out = tmp_path / "r"
+    line = ["train", *SMALL[:-4], "--steps", "200000", "--batch-size", "256", "--records", "20", "--out", out]
+    line += ["--resume", "--save-every", "0.05"]
+    with subprocess.Popen([*COMMAND, *map(str, line)], stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        state = tmp_path / ".r.training" / "state.safetensors"
+        while not state.exists() and process.poll() is None:
+            time.sleep(0.05)
+        process.kill()
+    assert state.exists()
+    assert not out.exists()
+    refused = run(*[part for part in line if part != "--resume"])
+    assert refused.returncode == MISUSED
+    assert "was cut short; its state is in" in refused.stderr
+    for _ in range(2):
+        done = run(*line)
+        assert done.returncode == OK, done.stderr
+        assert done.stdout.startswith("200,000 steps, loss ")
+    assert not state.exists()
+    assert Run.load(out).step == 200_000
 
 
 def test_analyze_elsewhere_and_only_some(capsys, tmp_path, run_folder):

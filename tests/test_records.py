@@ -172,3 +172,47 @@ def spoilt(tensor):
     tensor = tensor.clone()
     tensor[1, 0, 0, 0, 0] = math.inf
     return tensor
+
+
+# --- Runs ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def population():
+    configs = [
+        TrainConfig(TASK, ModelConfig(3, n_heads=heads), steps=40, seed=seed, n_records=12)
+        for heads in (1, 2)
+        for seed in (0, 1)
+    ]
+    return icl.train_many(configs)
+
+
+def test_runs_are_a_sequence(population):
+    assert len(population) == 4
+    assert [run.model_config.n_heads for run in population] == [1, 1, 2, 2]
+    assert population[-1] is population[3]
+    assert [run.seed for run in population[1:3]] == [1, 0]
+    assert [run.seed for run in population[[3, 0]]] == [1, 0]
+    assert [run.seed for run in population[np.array([True, False, False, True])]] == [0, 1]
+    assert repr(population) == "Runs(4 runs)"
+    with pytest.raises(IndexError):
+        population[4]
+
+
+def test_a_frame_says_what_differs_and_what_came_out(population):
+    frame = population.to_frame()
+    assert list(frame.columns) == ["n_heads", "seed", "step", "loss", "loss_error", "omega", "mu"]
+    assert list(frame["n_heads"]) == [1, 1, 2, 2]
+    assert [len(omega) for omega in frame["omega"]] == [1, 1, 2, 2]
+    last = population[2]
+    late = last.dynamics.loss[last.dynamics.steps >= 32]
+    assert frame["loss"][2] == pytest.approx(late.mean())
+    assert frame["loss_error"][2] == pytest.approx(late.std(ddof=1) / len(late) ** 0.5)
+    assert list(population[2:].to_frame().columns)[:2] == ["seed", "step"]
+
+
+def test_runs_are_analyzed_one_by_one(population):
+    results = population[:2].analyze(probes=["circuit_pattern"])
+    for run, result in zip(population, results, strict=False):
+        np.testing.assert_array_equal(result.circuits.KQ, run.circuits().KQ)
+        assert [outcome.probe for outcome in result] == ["circuit_pattern"]

@@ -119,6 +119,8 @@ def load_run(path: str | Path) -> Run:
         folder = place_of(path)
         if not folder.exists():
             raise NoCheckpointError("does not exist")
+        if (folder / RUNS).is_file():
+            raise NoCheckpointError(f"is a population of runs: open one of them, say {folder / '0000'}")
         if not (folder / RUN).is_file():
             found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) if folder.is_dir() else "a file"
             raise NoCheckpointError(

@@ -49,7 +49,7 @@ def load_runs(path: str | Path) -> Runs:
     try:
         about = read_json(folder / RUNS)
         version, count = about.get("schema_version"), about.get("runs")
-        if version != SCHEMA_VERSION or type(count) is not int or count < 0:
+        if version != SCHEMA_VERSION or type(count) is not int or not 0 <= count < 10**9:
             raise CheckpointError(f"{RUNS} must give schema_version {SCHEMA_VERSION} and a number of runs, got {about}")
         places = [folder / _name(i) for i in range(count)]
         if missing := [place.name for place in places if not place.is_dir()]:
