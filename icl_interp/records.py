@@ -262,8 +262,8 @@ class Runs(Sequence[Run]):
         import pandas as pd
 
         frame = pd.DataFrame([_settings(run) | _results(run) for run in self])
-        constant = [name for name in frame.columns if name not in _RESULTS and frame[name].astype(str).nunique(dropna=False) == 1]
-        return frame.drop(columns=constant)
+        settings = [name for name in frame.columns if name not in _RESULTS]
+        return frame.drop(columns=[name for name in settings if len(set(map(str, frame[name]))) == 1])
 
     def __len__(self) -> int:
         return len(self._runs)

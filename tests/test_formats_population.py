@@ -62,7 +62,7 @@ def test_trained_into_a_folder_it_is_the_same_population(runs, tmp_path):
 
 def test_neither_kind_of_folder_is_the_other(runs, saved, tmp_path):
     runs[0].save(tmp_path / "run")
-    with pytest.raises(NoCheckpointError, match="is not a population of runs: expected a folder with runs.json"):
+    with pytest.raises(NoCheckpointError, match=r"is not a population of runs: expected a folder with runs\.json"):
         Runs.load(tmp_path / "run")
     with pytest.raises(NoCheckpointError, match=r"is a population of runs: open one of them, say .*0000"):
         icl.Run.load(saved)

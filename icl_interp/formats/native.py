@@ -175,6 +175,11 @@ def _assemble(data: dict[str, Any], folder: Path, origin: str) -> Run:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of ours.
+
+    Raises:
+        CheckpointError: too large, not JSON, or no object.
+    """
     if path.stat().st_size > MAX_JSON_BYTES:
         raise CheckpointError(f"{RUN} has {path.stat().st_size:,} bytes, a run's has at most {MAX_JSON_BYTES:,}")
     try:

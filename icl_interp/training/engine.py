@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,15 +23,6 @@ class Engine(Protocol):
     steps are divided over calls of `advance`.
     """
 
-    name: ClassVar[str]
-
-    def __init__(self, configs: Sequence[TrainConfig], device: torch.device): ...
-
-    @staticmethod
-    def grad(model: ModelConfig, weights: Weights, prompt: Prompt) -> tuple[float, Weights]:
-        """Loss and gradient at `prompt`, computed as `advance` computes them."""
-        ...
-
     def advance(self, steps: int) -> None:
         """Take optimiser steps, each on fresh prompts.  A run that has taken its config's `steps` stands still."""
         ...
@@ -50,4 +41,16 @@ class Engine(Protocol):
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from `state`, which an engine of the same configs and device gave."""
+        ...
+
+
+class EngineType(Protocol):
+    """A class of engines."""
+
+    def __call__(self, configs: Sequence[TrainConfig], device: torch.device) -> Engine:
+        """An engine at the start of these configs."""
+        ...
+
+    def grad(self, model: ModelConfig, weights: Weights, prompt: Prompt) -> tuple[float, Weights]:
+        """Loss and gradient at `prompt`, computed as `advance` computes them."""
         ...

@@ -15,12 +15,12 @@ from icl_interp.devices import named_device
 from icl_interp.errors import ConfigError
 from icl_interp.records import TrainConfig
 from icl_interp.tasks import LinearRegression
-from icl_interp.training.engine import Engine
+from icl_interp.training.engine import Engine, EngineType
 from icl_interp.weights import Weights
 
 EngineName = Literal["auto", "numba", "torch"]
 
-# Below this many multiply-adds a step a GPU would only wait for its kernels to start: about 40 of them, some 10 µs each.
+# Below so many multiply-adds a step a GPU would only wait for its kernels to start: about 40 of them, some 10 µs each.
 SMALL_STEP = 10_000_000
 
 
@@ -57,20 +57,26 @@ def build(configs: Sequence[TrainConfig], choices: Sequence[tuple[str, torch.dev
     for run, choice in enumerate(choices):
         groups[choice].append(run)
     if len(groups) == 1:
-        return _build(*choices[0], configs)
+        name, device = choices[0]
+        return engine_type(name)(configs, device)
     return _Several(
-        {tuple(runs): _build(*choice, [configs[run] for run in runs]) for choice, runs in groups.items()}, len(configs)
+        {
+            tuple(runs): engine_type(name)([configs[run] for run in runs], device)
+            for (name, device), runs in groups.items()
+        },
+        len(configs),
     )
 
 
-def _build(name: str, device: torch.device, configs: Sequence[TrainConfig]) -> Engine:
+def engine_type(name: str) -> EngineType:
+    """The class of engines called `name`."""
     if name == "numba":
-        from icl_interp.training.numba_engine import NumbaEngine  # half a second, and not needed by all
+        from icl_interp.training.numba_engine import NumbaEngine  # numba takes half a second, and not all need it
 
-        return NumbaEngine(configs, device)
+        return NumbaEngine
     from icl_interp.training.torch_engine import TorchEngine
 
-    return TorchEngine(configs, device)
+    return TorchEngine
 
 
 def _obstacle(config: TrainConfig, device: str | torch.device) -> str | None:

@@ -81,8 +81,7 @@ class Journal:
         """
         try:
             found = json.loads((self.folder / TRAINING).read_text(encoding="utf-8"))
-            with safe_open(self.folder / STATE, "pt") as file:
-                about, state = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
+            about, state = _read(self.folder / STATE)
             step, self._parts = int(about["step"]), int(about["parts"])
         except Exception as error:
             raise CheckpointError(f"{self.folder} cannot be gone on from: {reason(error)}") from error
@@ -96,9 +95,7 @@ class Journal:
         """A run's records, part by part."""
         own = f"{run}."
         for index in range(self._parts):
-            with safe_open(self._part(index), "pt") as file:
-                part = {name.removeprefix(own): file.get_tensor(name) for name in file.keys() if name.startswith(own)}
-            if part:
+            if part := _read(self._part(index), own)[1]:
                 yield part
 
     def remove(self) -> None:
@@ -107,6 +104,13 @@ class Journal:
 
     def _part(self, index: int) -> Path:
         return self.folder / f"records-{index}.safetensors"
+
+
+def _read(path: Path, prefix: str = "") -> tuple[dict[str, str], dict[str, Tensor]]:
+    """What is said about a file's tensors, and those whose names begin with `prefix`, without it."""
+    with safe_open(path, "pt") as file:
+        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+        return file.metadata(), {name.removeprefix(prefix): file.get_tensor(name) for name in names}
 
 
 def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:

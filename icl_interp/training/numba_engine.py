@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -36,12 +35,8 @@ LONG_STEP = 5_000_000  # multiply-adds from which dividing a step gains more tha
 KINDS = {"adam": ADAM, "adamw": ADAMW, "sgd": SGD}
 
 
-
-
 class NumbaEngine:
     """Trains a population, each run as it would be alone."""
-
-    name: ClassVar[str] = "numba"
 
     def __init__(self, configs: Sequence[TrainConfig], device: torch.device):
         self._threads = torch.get_num_threads()
@@ -86,7 +81,9 @@ class NumbaEngine:
 
     def state(self) -> dict[str, Tensor]:
         """All that `restore` needs to go on bit for bit, as copies on the CPU."""
-        state = {f"{run}.{name}": torch.from_numpy(row.copy()) for unit in self._units for run, name, row in unit.rows()}
+        state = {
+            f"{run}.{name}": torch.from_numpy(row.copy()) for unit in self._units for run, name, row in unit.rows()
+        }
         return state | {f"{run}.step": torch.tensor(unit.step) for unit in self._units for run in unit.runs}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
@@ -153,7 +150,17 @@ class _Unit:
 
     def _run(self, step: int, steps: int, begin: int, end: int, finish: int, scratch: Scratch) -> None:
         kernel.run(
-            step, steps, begin, end, finish, self.optimizer, self._folded, self._source, scratch, self.losses, self._sizes
+            step,
+            steps,
+            begin,
+            end,
+            finish,
+            self.optimizer,
+            self._folded,
+            self._source,
+            scratch,
+            self.losses,
+            self._sizes,
         )
 
 
@@ -182,7 +189,16 @@ def _sizes(model: ModelConfig, length: int, batch: int, runs: int = 1) -> Sizes:
     tile = max(GROUP, min(TILE_ROWS // model.d_model, length + GROUP - 1) // GROUP * GROUP)
     vectors = (model.n_outputs + 2) // 2 * 2
     return Sizes(
-        runs, model.n_heads, model.dim, model.n_outputs, model.head_width, length, batch, tile, vectors, model.score_scale
+        runs,
+        model.n_heads,
+        model.dim,
+        model.n_outputs,
+        model.head_width,
+        length,
+        batch,
+        tile,
+        vectors,
+        model.score_scale,
     )
 
 

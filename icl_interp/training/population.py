@@ -21,7 +21,7 @@ from icl_interp.training.interruption import Interruption
 from icl_interp.training.journal import Journal
 from icl_interp.training.recording import POPULATION_BYTES, RUN_BYTES, Recorder, record_steps
 from icl_interp.training.seeds import record_seed
-from icl_interp.weights import Weights
+from icl_interp.weights import WEIGHT_NAMES
 
 BREATH = 0.1  # seconds between two looks at the losses, the progress bar, the clock and Ctrl-C
 
@@ -67,7 +67,9 @@ class Population:
         """Train to the end, or until Ctrl-C."""
         self._journal = journal
         # The state may have been saved on reaching a step, before that step was recorded.
-        steps = sorted({step for recorder in self._recorders for step in recorder.planned if step >= max(self._step, 1)})
+        steps = sorted(
+            {step for recorder in self._recorders for step in recorder.planned if step >= max(self._step, 1)}
+        )
         if self._step == 0:
             self._record_untrained()
         hidden = None if progress is None else not progress
@@ -96,7 +98,9 @@ class Population:
             self._recorded, self._total = state["recorded"].numpy(), state["total"].numpy()
             self._engine.restore({name.removeprefix(own): t for name, t in state.items() if name.startswith(own)})
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
-            raise CheckpointError(f"{journal.folder} cannot be gone on from: it is no state of this: {error}") from error
+            raise CheckpointError(
+                f"{journal.folder} cannot be gone on from: it is no state of this: {error}"
+            ) from error
 
     def run(self, index: int) -> Run:
         """What has become of a config."""
@@ -154,7 +158,7 @@ class Population:
         for config, recorder, weights in zip(self._configs, self._recorders, self._engine.weights(), strict=True):
             generator = torch.Generator().manual_seed(record_seed(config.seed))
             prompt = config.task.sample(config.batch_size, generator=generator)
-            KQ, OV = fold(*weights.values(), config.model.score_scale)
+            KQ, OV = fold(*(weights[name] for name in WEIGHT_NAMES), score_scale=config.model.score_scale)
             prediction = predict(KQ, OV, prompt.z, config.model.n_outputs, config.model.mask, config.model.activation)
             recorder.record(0, (prediction - prompt.y_q).square().mean().item(), weights)
 

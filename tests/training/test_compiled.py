@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import oracles
 import pytest
@@ -176,3 +179,41 @@ def test_several_outputs_share_covariates_and_have_signals_of_their_own() -> Non
         betas.append(beta.copy())
     spread = np.stack(betas).std(axis=(0, 3))
     np.testing.assert_allclose(spread, signal, rtol=4 / (2 * steps * LANES) ** 0.5)
+
+
+NOWHERE = """
+from numba.core import caching
+caching.CacheImpl._locator_classes = []
+from icl_interp.training.compiled import step
+print(type(step._run._cache).__name__)
+"""
+
+
+def test_without_a_folder_to_cache_in_it_is_compiled_all_the_same() -> None:
+    """A container whose home and installation are read-only, say."""
+    done = subprocess.run([sys.executable, "-c", NOWHERE], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "NullCache", done.stderr
+
+
+FULL = """
+import numpy as np
+import torch
+from numba.core import caching
+from icl_interp.training import numba_engine
+from icl_interp.config import ModelConfig
+from icl_interp.tasks import LinearRegression
+from icl_interp.weights import initial_weights
+
+def full(self, *_):
+    raise OSError(28, "No space left on device")
+
+caching.Cache.save_overload = full
+caching.Cache.load_overload = lambda *_: None
+model, task = ModelConfig(2), LinearRegression(2, 5)
+print(numba_engine.NumbaEngine.grad(model, initial_weights(model), task.sample(4))[0] > 0)
+"""
+
+
+def test_a_disk_too_full_for_the_cache_is_no_obstacle() -> None:
+    done = subprocess.run([sys.executable, "-c", FULL], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "True", done.stderr

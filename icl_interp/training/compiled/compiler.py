@@ -7,17 +7,22 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
-from numba.extending import intrinsic
+from numba.extending import intrinsic as _intrinsic
 
 LANES = 64  # prompts in a block
 
+# A type checker knows neither numba's private options nor what `intrinsic` makes of a function.
+jit: Any = njit
+intrinsic: Any = _intrinsic
+
 f4, i4, u4, u8 = np.float32, np.int32, np.uint32, np.uint64
 
-# Multiply-adds may be contracted; nothing is reordered nor assumed finite, except where a loop sums over lanes.
+# Multiply-adds may be contracted; nothing is reordered nor assumed finite, except where a loop sums over lanes.  Arrays
+# are not reference-counted: nothing here allocates, and counting would take longer than the shorter functions.
 _FAST = {"contract", "nsz", "arcp"}
-compiled = njit(_nrt=False, fastmath=_FAST, error_model="numpy", no_cpython_wrapper=True)
-summing = njit(_nrt=False, fastmath=_FAST | {"reassoc"}, error_model="numpy", no_cpython_wrapper=True)
-inlined = njit(_nrt=False, fastmath=_FAST, error_model="numpy", inline="always")
+compiled = jit(_nrt=False, fastmath=_FAST, error_model="numpy", no_cpython_wrapper=True)
+summing = jit(_nrt=False, fastmath=_FAST | {"reassoc"}, error_model="numpy", no_cpython_wrapper=True)
+inlined = jit(_nrt=False, fastmath=_FAST, error_model="numpy", inline="always")
 
 
 @intrinsic
@@ -56,7 +61,7 @@ def from_bits(typing_context: Any, number: Any) -> Any:
     )
 
 
-# --- Rows ---------------------------------------------------------------------------------------------------------------
+# --- Rows -------------------------------------------------------------------------------------------------------------
 
 
 @compiled

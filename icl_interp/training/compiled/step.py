@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from icl_interp.training.compiled import attention
 from icl_interp.training.compiled.compiler import (
@@ -18,10 +17,11 @@ from icl_interp.training.compiled.compiler import (
     compiled,
     dots,
     f4,
+    jit,
     summing,
     vectorise,
 )
-from icl_interp.training.compiled.prompts import Source, draw_query, draw_tile
+from icl_interp.training.compiled.prompts import draw_query, draw_tile
 from icl_interp.training.compiled.random import start_streams
 from icl_interp.training.compiled.weights import fold, unfold, update
 
@@ -67,7 +67,7 @@ class Folded(NamedTuple):
 
 
 class Optimizer(NamedTuple):
-    """Weights with gradient and moments, (runs, parameters) each: W_Q, W_K, W_V, W_O of all heads, one after another."""
+    """Weights, gradient and moments, (runs, parameters) each: W_Q of all heads, then W_K, W_V, W_O."""
 
     kind: int
     weights: np.ndarray
@@ -187,15 +187,15 @@ def _close(error, target, factor, valid):
     return total
 
 
-def _entry(digest: str):
-    @njit(_nrt=False, error_model="numpy", nogil=True, cache=True)
+def _entry(digest: str, *, cache: bool):
+    @jit(_nrt=False, error_model="numpy", nogil=True, cache=cache)
     def run(step, steps, begin, end, finish, optimizer, folded, source, scratch, losses, sizes):
         """Of steps `step` to before `step + steps`, the blocks `begin` to before `end`, in one thread.
 
         `finish`: 0: no more than that, other threads do the other blocks; 1: add up the gradient, which all blocks have
         been computed for; 2: update the weights too, and add the loss to `losses`.
         """
-        digest  # noqa: B018
+        digest  # noqa: B018  # pyright: ignore[reportUnusedExpression]
         for now in range(step, step + steps):
             if begin < end:
                 _fold(optimizer, folded, scratch, sizes)
@@ -216,9 +216,20 @@ def _entry(digest: str):
 
 
 def _digest() -> str:
-    """numba's cache on disk looks at this file only; as part of the function the digest makes it look at all of them."""
+    """numba's cache on disk looks at this file only; the digest, as part of the function, makes it look at all."""
     sources = sorted(Path(__file__).parent.glob("*.py"))
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
 
 
-run = _entry(_digest())
+try:
+    _run = _entry(_digest(), cache=True)
+except RuntimeError:  # numba finds no folder that it may write to: compiled anew in every process, then
+    _run = _entry(_digest(), cache=False)
+
+
+def run(*arguments: object) -> None:
+    """`_entry`'s function, which see."""
+    try:
+        _run(*arguments)
+    except OSError:  # a full disk, on which numba fails to keep what it has compiled before it runs it
+        _run(*arguments)

@@ -12,7 +12,7 @@ _LOG2E = 1.4426950408889634
 
 @summing
 def fold(W_Q, W_K, W_V, W_O, KQ, OV, dim, outputs, width, scale):
-    """One head's KQ = W_K W_Qᵀ log₂e/scale (model, dim) and OV = (W_V W_O)ᵀ (outputs, model), as the query sees them."""
+    """One head as the query sees it: KQ = W_K W_Qᵀ log₂e/scale (model, dim), OV = (W_V W_O)ᵀ (outputs, model)."""
     vectorise()
     model, factor = dim + outputs, f4(_LOG2E / scale)
     for k in range(model):
