@@ -1,29 +1,35 @@
-"""Loss and gradient of a model at a batch of prompts.
+"""Losses and gradients of a population: runs of one shape, each at a batch of prompts.
 
 One layer goes the short way, with a backward pass written by hand: each head's KQ is folded into one matrix applied to
-the query and its OV into N rows, so that a step touches the prompt in four batched matrix products and never builds the
-L+1 positions that the loss does not see.  Deeper models go through autograd of the query-row pass.  Both agree with
-float64 autograd of the plain module (a test says to what error).
+the query and its OV into N rows, so that a step touches the prompts in four batched matrix products over *columns* (the
+heads of all runs that see the same prompts) and never builds the L+1 positions that the loss does not see.  Deeper
+models go through autograd of the query-row pass, one run after another.  Both agree with float64 autograd of the plain
+module (a test says to what error).
+
+A matrix product may round differently when it is a column wider.  Columns therefore come in blocks of a given width,
+the last filled up with runs of zero weights, and prompts in chunks of a given length: no product's shape depends on the
+population.  (A column's place in its block does; it has been seen to matter, in the last bit, with MKL's AVX2 kernels,
+not with its AVX-512 ones.)  That bounds the memory too, and keeps a block in the cache.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+
 import torch
-from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
 from icl_interp.attention import fold, predict
 from icl_interp.config import ModelConfig
 from icl_interp.tasks import Prompt
-from icl_interp.weights import Weights
+from icl_interp.weights import Weights, weight_shapes
 
-
-def loss_and_grad(weights: Weights, config: ModelConfig, prompt: Prompt) -> tuple[Float[Tensor, ""], Weights]:
-    """Mean squared error at the query, over prompts and outputs, and its gradient for each of the four weights."""
-    if config.n_layers == 1:
-        return _one_layer(weights, config, prompt)
-    return _autograd(weights, config, prompt)
+POSITIONS = 10_240  # of a chunk: 256 prompts of length 40, so that 32 columns of scores take 1.3 MB
+SCORES = 2**28  # of a chunk where all columns are one block: 1 GB
+ALIGNED = 16  # a row is filled up to whole vectors, lest its place decide how the optimiser rounds
 
 
 def loss(weights: Weights, config: ModelConfig, prompt: Prompt) -> Float[Tensor, ""]:
@@ -33,52 +39,180 @@ def loss(weights: Weights, config: ModelConfig, prompt: Prompt) -> Float[Tensor,
     return (prediction - prompt.y_q).square().mean()
 
 
-def _autograd(weights: Weights, config: ModelConfig, prompt: Prompt) -> tuple[Tensor, Weights]:
-    leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
-    with torch.enable_grad():
-        value = loss(leaves, config, prompt)
-        grads = torch.autograd.grad(value, list(leaves.values()))
-    return value.detach(), dict(zip(leaves, grads, strict=True))
+class Population:
+    """Weights and gradients of equally many runs on each of some streams of prompts, a row of numbers for each head.
+
+    The runs of a stream are filled up to whole blocks, with weights and gradients of zero.
+
+    Args:
+        config: of every run.
+        weights: to start from, for each stream and each of its runs.
+        block: how many runs of one stream go through a product at once; None for all runs of all streams.
+    """
+
+    rows: Float[Tensor, "streams filled layers heads numbers"]
+    grads: Float[Tensor, "streams filled layers heads numbers"]
+
+    def __init__(self, config: ModelConfig, weights: Sequence[Sequence[Weights]], block: int | None = 1):
+        self._config, self._runs = config, len(weights[0])
+        rows = torch.stack([torch.stack([_pack(each) for each in stream]) for stream in weights])
+        self.rows = torch.nn.functional.pad(rows, (0, 0) * 3 + (0, -self._runs % (block or 1)))
+        self.grads = torch.zeros_like(self.rows)
+        self._one_layer = _OneLayer(config, self.rows, self.grads, block) if config.n_layers == 1 else None
+
+    def weights(self, stream: int, run: int) -> Weights:
+        """Views of a run's weights."""
+        return _unpack(self.rows[stream, run], self._config)
+
+    def gradients(self, stream: int, run: int) -> Weights:
+        """Views of a run's gradients."""
+        return _unpack(self.grads[stream, run], self._config)
+
+    def descend(self, prompts: Iterator[Prompt]) -> Float[Tensor, "streams filled"]:
+        """Mean squared errors at the prompts of each stream, over prompts and outputs; their gradients to `grads`."""
+        return self._autograd(prompts) if self._one_layer is None else self._one_layer(prompts)
+
+    def _autograd(self, prompts: Iterator[Prompt]) -> Tensor:
+        losses = torch.zeros_like(self.rows[:, :, 0, 0, 0])
+        for stream, prompt in enumerate(prompts):
+            for run in range(self._runs):
+                leaves = {name: weight.detach().requires_grad_() for name, weight in self.weights(stream, run).items()}
+                with torch.enable_grad():
+                    value = loss(leaves, self._config, prompt)
+                    grads = torch.autograd.grad(value, list(leaves.values()))
+                for view, grad in zip(self.gradients(stream, run).values(), grads, strict=True):
+                    view.copy_(grad)
+                losses[stream, run] = value.detach()
+        return losses
 
 
-def _one_layer(weights: Weights, config: ModelConfig, prompt: Prompt) -> tuple[Tensor, Weights]:
-    """Softmax attention at the query row: chain rule through KQ = W_K W_Qᵀ/scale and OV = (W_V W_O)ᵀ.
+class _OneLayer:
+    """Softmax attention at the query row, by the chain rule through KQ = W_K W_Qᵀ/scale and VO = W_V W_O.
+
+    With p = softmax(Z KQ x_q), c = Zᵀp, the error e and u = Z VO e, the gradients are Σ_b c eᵀ for VO and, for KQ,
+    Σ_b Σ_ℓ p_ℓ (u_ℓ − s) z_ℓ x_qᵀ where s = Σ p u = cᵀ VO e.  A one at the end of each z_ℓ makes products with Z
+    give the sum of weights as well, and a minus one in Zᵀ subtract s.
 
     The query's response coordinates are zero, so only the first d rows of W_Q are asked anything; only the last N
     columns of W_O are read.  The gradient is exactly zero elsewhere.
+
+    What is large is allocated once, and cut into blocks and chunks once.
     """
-    d, scale = config.dim, config.score_scale
-    W_Q, W_K, W_V, W_O = (weights[name][0] for name in ("W_Q", "W_K", "W_V", "W_O"))
-    W_Q, W_O = W_Q[:, :d], W_O[:, :, d:]
-    value, g_KQ, g_OV = _folded(W_K @ W_Q.mT / scale, (W_V @ W_O).mT, prompt)
 
-    grads = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    torch.matmul(g_KQ.mT / scale, W_K, out=grads["W_Q"][0, :, :d])
-    torch.matmul(g_KQ / scale, W_Q, out=grads["W_K"][0])
-    torch.matmul(g_OV.mT, W_O.mT, out=grads["W_V"][0])
-    torch.matmul(W_V.mT, g_OV.mT, out=grads["W_O"][0, :, :, d:])
-    return value, grads
+    def __init__(self, config: ModelConfig, rows: Tensor, grads: Tensor, block: int | None):
+        d, D, N, heads = config.dim, config.d_model, config.n_outputs, config.n_heads
+        streams, filled = rows.shape[:2]
+        W, g = (_unpack(each.flatten(0, 3), config) for each in (rows, grads))  # (columns, …)
+        self._weights = W["W_Q"][:, :d], W["W_K"], W["W_V"], W["W_O"][:, :, d:]
+        self._grads = g["W_Q"][:, :d], g["W_K"], g["W_V"], g["W_O"][:, :, d:]
+        self._scale = config.score_scale
+        self._KQ, self._g_KQ = rows.new_zeros(2, streams * filled * heads, D, d)
+        self._VO, self._g_VO = rows.new_zeros(2, streams * filled * heads, D + 1, N)  # the last row meets the ones
+        self._losses = rows.new_zeros(streams, filled)
+
+        self._at_once, runs = (1, block) if block else (streams, filled)
+        self._columns = runs * heads
+        self._positions = POSITIONS if block else SCORES // (streams * self._columns)
+        by_run = [t.view(streams, filled, heads, *t.shape[1:]) for t in (self._KQ, self._g_KQ, self._VO, self._g_VO)]
+        self._blocks = [  # for each of the streams that go at once
+            [
+                (
+                    *(t[at, start : start + runs].flatten(1, 3) for t in by_run[:2]),
+                    *(t[at, start : start + runs].flatten(0, 2) for t in by_run[2:]),
+                    self._losses[at, start : start + runs],
+                )
+                for start in range(0, filled, runs)
+            ]
+            for at in (slice(start, start + self._at_once) for start in range(0, streams, self._at_once))
+        ]
+        self._z = rows.new_zeros(0, 0, 0, 0)
+
+    def __call__(self, prompts: Iterator[Prompt]) -> Tensor:
+        W_Q, W_K, W_V, W_O = self._weights
+        torch.bmm(W_K, W_Q.mT, out=self._KQ).mul_(math.log2(math.e) / self._scale)
+        self._VO[:, :-1].copy_(torch.bmm(W_V, W_O))
+        for sums in (self._losses, self._g_KQ, self._g_VO):
+            sums.zero_()
+        for blocks in self._blocks:
+            self._load(list(itertools.islice(prompts, self._at_once)))
+            for chunk, block in itertools.product(self._chunks, blocks):
+                _add(*block, *chunk)
+
+        count = self._y_q[0].numel()
+        g_KQ, g_VO = self._g_KQ.mul_(2 / (count * self._scale)), self._g_VO.mul_(2 / count)[:, :-1]
+        factors = (g_KQ.mT, W_K), (g_KQ, W_Q), (g_VO, W_O.mT), (W_V.mT, g_VO)
+        for grad, pair in zip(self._grads, factors, strict=True):
+            grad.copy_(torch.bmm(*pair))
+        return self._losses / count
+
+    def _load(self, prompts: Sequence[Prompt]) -> None:
+        (batch, length, d), N = prompts[0].x.shape, prompts[0].y.shape[2]
+        if self._z.shape[::2] != (batch, length):
+            self._allocate(batch, length, d, N)
+        for s, prompt in enumerate(prompts):
+            self._z[:, s, :, :d].copy_(prompt.x)
+            self._z[:, s, :, d:-1].copy_(prompt.y)
+            self._x_q[s].copy_(prompt.x_q)
+            self._y_q[s].copy_(prompt.y_q)
+        self._zT[:, :, :-1].copy_(self._z[..., :-1].mT)
+
+    def _allocate(self, batch: int, length: int, d: int, N: int) -> None:
+        self._z = self._z.new_ones(batch, self._at_once, length, d + N + 1)
+        self._zT = -self._z.mT.contiguous()
+        self._x_q, self._y_q = (self._z.new_empty(self._at_once, batch, size) for size in (d, N))
+        step = min(batch, max(1, self._positions // length))
+        scores = self._z.new_empty(2, step * self._at_once, self._columns, length)
+        self._chunks = []
+        for at in (slice(start, start + step) for start in range(0, batch, step)):
+            z, zT = self._z[at].flatten(0, 1), self._zT[at].flatten(0, 1)
+            self._chunks.append((z, zT, self._x_q[:, at], self._y_q[:, at], *scores[:, : len(z)]))
 
 
-def _folded(
-    KQ: Float[Tensor, "heads d_model dim"], OV: Float[Tensor, "heads outputs d_model"], prompt: Prompt
-) -> tuple[Float[Tensor, ""], Float[Tensor, "heads d_model dim"], Float[Tensor, "heads outputs d_model"]]:
-    """Loss and its gradient for the folded matrices.
+def _add(
+    KQ: Float[Tensor, "streams columns_D dim"],
+    g_KQ: Float[Tensor, "streams columns_D dim"],
+    VO: Float[Tensor, "all_columns D_1 outputs"],
+    g_VO: Float[Tensor, "all_columns D_1 outputs"],
+    losses: Float[Tensor, "streams runs"],
+    z: Float[Tensor, "batch_streams length D_1"],
+    zT: Float[Tensor, "batch_streams D_1 length"],
+    x_q: Float[Tensor, "streams batch dim"],
+    y_q: Float[Tensor, "streams batch outputs"],
+    scores: Float[Tensor, "batch_streams columns length"],
+    g_scores: Float[Tensor, "batch_streams columns length"],
+) -> None:
+    """Add the sums over a chunk of prompts of e² and, halved, of its gradients for a block; KQ is to base 2."""
+    (streams, batch, N), runs, D = y_q.shape, losses.shape[1], z.shape[2] - 1
 
-    With p = softmax(Z KQ x_q), c = Zᵀp and the error e, ∂OV = Σ_b e c and ∂KQ = Σ_b Σ_ℓ p_ℓ (u_ℓ − Σ p u) z_ℓ x_qᵀ
-    where u_ℓ = eᵀ OV z_ℓ.
-    """
-    heads, d_model, _ = KQ.shape
-    z, x_q = prompt.demonstrations, prompt.x_q  # (b, ℓ, D), (b, d)
-    asks = rearrange(x_q @ rearrange(KQ, "h k q -> q (h k)"), "b (h k) -> b h k", k=d_model)
-    p = torch.softmax(asks @ z.mT, dim=-1)  # (b, h, ℓ)
-    read = p @ z  # (b, h, D)
-    error = einsum(read, OV, "b h k, h n k -> b n") - prompt.y_q
-    value = error.square().mean()
-    error = error * (2 / error.numel())
+    asks = torch.bmm(x_q, KQ.mT).transpose(0, 1).reshape(len(z), -1, D)
+    torch.bmm(asks, zT[:, :D], out=scores)
+    weights = scores.sub_(
+        scores.amax(-1, keepdim=True)
+    ).exp2_()  # exp takes up to 40 times as long, where it underflows
+    read = torch.bmm(weights, z).view(batch, -1, D + 1).transpose(0, 1)  # (all columns, batch, D+1)
+    norm = read[:, :, D:].contiguous().reciprocal_()
 
-    g_OV = einsum(error, read, "b n, b h k -> h n k")
-    weighted = p * (einsum(error, OV, "b n, h n k -> b h k") @ z.mT)
-    g_scores = weighted @ z - weighted.sum(-1, keepdim=True) * read  # Σ_ℓ ∂score_ℓ z_ℓ: (b, h, D)
-    g_KQ = rearrange(rearrange(g_scores, "b h k -> (h k) b") @ x_q, "(h k) q -> h k q", h=heads)
-    return value, g_KQ, g_OV
+    out = torch.bmm(read, VO).mul_(norm)  # each head's part of the prediction: (all columns, batch, outputs)
+    error = out.view(streams, runs, -1, batch, N).sum(2).sub_(y_q[:, None])  # (streams, runs, batch, outputs)
+    losses += error.square().sum((2, 3))
+    error = (error[:, :, None] * norm.view(streams, runs, -1, batch, 1)).flatten(0, 2)  # in the shape of `out`
+    g_VO.baddbmm_(read.mT, error)
+
+    back = torch.bmm(error, VO.mT)
+    torch.sum(out.mul_(error), dim=2, out=back[:, :, D])
+    torch.bmm(back.transpose(0, 1).reshape(len(z), -1, D + 1), zT, out=g_scores).mul_(weights)
+    g_asks = torch.bmm(g_scores, z[:, :, :D])
+    g_KQ.baddbmm_(g_asks.view(batch, streams, -1).permute(1, 2, 0), x_q)
+
+
+def _pack(weights: Weights) -> Float[Tensor, "layers heads numbers"]:
+    row = torch.cat([weight.flatten(2) for weight in weights.values()], dim=-1)
+    return torch.nn.functional.pad(row, (0, -row.shape[-1] % ALIGNED))
+
+
+def _unpack(rows: Float[Tensor, "*rows numbers"], config: ModelConfig) -> Weights:
+    """Views of the four tensors, with the axes of `rows` first."""
+    shapes = {name: shape[2:] for name, shape in weight_shapes(config).items()}
+    sizes = [math.prod(shape) for shape in shapes.values()]
+    parts = rows[..., : sum(sizes)].split(sizes, dim=-1)
+    return {name: part.unflatten(-1, shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}

@@ -1,66 +1,234 @@
-"""The PyTorch engine: any task, any number of heads and layers, CPU or CUDA."""
+"""The PyTorch engine: any task, any number of heads, layers and runs, CPU or CUDA."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import itertools
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
+from typing import ClassVar
 
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.optim.adam import adam
+from torch.optim.adamw import adamw
+from torch.optim.sgd import sgd
+
+from icl_interp.config import ModelConfig
 from icl_interp.records import TrainConfig
-from icl_interp.tasks import Prompt
-from icl_interp.training.gradients import loss_and_grad
+from icl_interp.tasks import Prompt, Task
+from icl_interp.training.gradients import Population
 from icl_interp.training.seeds import data_seed, init_seed
 from icl_interp.weights import Weights, initial_weights
 
+# Below this many multiply-adds a step is small: a GPU would only wait for its kernels to start (about 40 of them, some
+# 10 µs each), and a second CPU thread gains 0 to 7 % where it is free and costs a factor of six where it is not.
+SMALL_STEP = 10_000_000
+COLUMNS = 32  # heads of one block, where runs share their prompts
+WARM_UP = 3  # steps before a CUDA graph is captured, in which the libraries allocate what they need
+
 
 class TorchEngine:
-    """All weights lie in one flat parameter, so that the optimiser is one fused kernel.
+    """Runs that differ in nothing but seeds and settings of the optimiser are trained at once.
 
-    Initialisation is drawn on the CPU, the same for every device; prompts are drawn on the device that trains.
+    Initial weights are drawn on the CPU, the same for every device; prompts are drawn on the device that trains.
     """
 
-    def __init__(self, config: TrainConfig, device: torch.device):
-        self.config = config
-        self._generator = torch.Generator(device).manual_seed(data_seed(config.seed))
-        start = initial_weights(config.model, torch.Generator().manual_seed(init_seed(config.seed)))
-        self._flat = torch.nn.Parameter(torch.cat([weight.flatten() for weight in start.values()]).to(device))
-        self._flat.grad = torch.zeros_like(self._flat)
-        self._views = _split(self._flat.data, start)
-        self._grad_views = _split(self._flat.grad, start)
-        self._optimizer = _optimizer(self._flat, config)
+    name: ClassVar[str] = "torch"
 
-    def grad(self, prompt: Prompt) -> tuple[float, Weights]:
-        """Loss and gradient at `prompt` and the current weights; changes nothing."""
-        loss, grads = loss_and_grad(self._views, self.config.model, prompt.to(self._flat.device))
-        return loss.item(), grads
+    def __init__(self, configs: Sequence[TrainConfig], device: torch.device):
+        groups = _grouped(configs)
+        self._groups = [_Group([[configs[i] for i in runs] for runs in streams], device) for streams in groups]
+        places = {
+            i: (group, s, r)
+            for group, streams in zip(self._groups, groups, strict=True)
+            for s, runs in enumerate(streams)
+            for r, i in enumerate(runs)
+        }
+        self._places = [places[i] for i in range(len(configs))]
+
+    @staticmethod
+    def grad(model: ModelConfig, weights: Weights, prompt: Prompt) -> tuple[float, Weights]:
+        """Loss and gradient at `prompt`, computed as `advance` computes them."""
+        population = Population(model, [[weights]])
+        with torch.no_grad():
+            return population.descend(iter([prompt]))[0, 0].item(), population.gradients(0, 0)
+
+    def advance(self, steps: int) -> None:
+        """Take optimiser steps, each on fresh prompts.  A run that has taken its config's `steps` stands still."""
+        for group in self._groups:
+            group.advance(steps)
+
+    def total_losses(self) -> Float[np.ndarray, "runs"]:
+        """Each run's loss summed over its steps so far, each before its update: float64, added one by one."""
+        return np.array([group.totals[s, r].item() for group, s, r in self._places])
+
+    def weights(self) -> list[Weights]:
+        """Copies of the current weights, on the CPU."""
+        return [
+            {name: view.to("cpu", copy=True) for name, view in group.population.weights(s, r).items()}
+            for group, s, r in self._places
+        ]
+
+    def state(self) -> dict[str, Tensor]:
+        """All that `restore` needs to go on bit for bit, as copies on the CPU."""
+        return {f"{i}.{name}": part for i, group in enumerate(self._groups) for name, part in group.state().items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from `state`, which an engine of the same configs and device gave."""
+        for i, group in enumerate(self._groups):
+            group.restore({name: state[f"{i}.{name}"] for name in group.state()})
+
+
+def multiply_adds(configs: Sequence[TrainConfig]) -> int:
+    """About how many multiply-adds each product of a step takes."""
+    return sum(c.batch_size * c.task.length * c.model.n_heads * c.model.d_model * c.model.n_layers for c in configs)
+
+
+class _Group:
+    """Runs that are trained at once: equally many on each of `streams` of prompts."""
+
+    def __init__(self, streams: Sequence[Sequence[TrainConfig]], device: torch.device):
+        self._config, self._device = streams[0][0], device
+        self._generators = [torch.Generator(device).manual_seed(data_seed(runs[0].prompt_seed)) for runs in streams]
+        starts = [[_initial(config, device) for config in runs] for runs in streams]
+        self.population = Population(self._config.model, starts, _block(self._config, device))
+        rows = self.population.rows
+        self.totals = torch.zeros(rows.shape[:2], dtype=torch.float64, device=device)
+        self._done = torch.zeros((), dtype=torch.int64)
+        moments, counts = rows.new_zeros(2, *rows.shape), rows.new_zeros(rows.shape[:2])
+        self._kept = {"weights": rows, "moments": moments, "counts": counts, "totals": self.totals, "done": self._done}
+        slices: dict[tuple[float, ...], list[list[Tensor]]] = defaultdict(list)
+        for s, runs in enumerate(streams):
+            for settings, alike in itertools.groupby(enumerate(runs), lambda run: _settings(run[1])):
+                at = [r for r, _ in alike]
+                parts = [t[s, at[0] : at[-1] + 1] for t in (rows, self.population.grads, *moments)]
+                slices[settings].append([*parts, counts[s, at[0]]])
+        self._updates = [_update(self._config.optimizer, settings, parts) for settings, parts in slices.items()]
+        size = rows[..., 0].numel() * self._config.batch_size * self._config.task.length * self._config.model.d_model
+        self._threads = 1 if size < SMALL_STEP else None
+        self._take_step = _Captured(self._step, self._generators, device) if device.type == "cuda" else self._step
 
     @torch.no_grad()
-    def advance(self, steps: int) -> float:
-        """Take optimiser steps, each on fresh prompts; return the mean loss over them, each before its update."""
-        total = torch.zeros((), dtype=torch.float64, device=self._flat.device)
-        for _ in range(steps):
-            prompt = self.config.task.sample(
-                self.config.batch_size, generator=self._generator, device=self._flat.device
-            )
-            loss, grads = loss_and_grad(self._views, self.config.model, prompt)
-            for name, grad in grads.items():
-                self._grad_views[name].copy_(grad)
-            self._optimizer.step()
-            total += loss
-        return total.item() / steps
+    def advance(self, steps: int) -> None:
+        """Take steps, but no more than the config asks for."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(self._threads or threads)
+        try:
+            for _ in range(min(steps, self._config.steps - int(self._done))):
+                self._take_step()
+                self._done += 1
+        finally:
+            torch.set_num_threads(threads)
 
-    def weights(self) -> Weights:
-        """A copy of the current weights, on the CPU."""
-        return {name: view.detach().to("cpu", copy=True) for name, view in self._views.items()}
+    def state(self) -> dict[str, Tensor]:
+        """Copies on the CPU of all that `advance` changes."""
+        state = {name: tensor.to("cpu", copy=True) for name, tensor in self._kept.items()}
+        return state | {f"generator.{i}": generator.get_state() for i, generator in enumerate(self._generators)}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go back to `state`; in place, for a CUDA graph knows tensors by their addresses."""
+        for name, tensor in self._kept.items():
+            tensor.copy_(state[name])
+        for i, generator in enumerate(self._generators):
+            generator.set_state(state[f"generator.{i}"])
+
+    def _step(self) -> None:
+        task, batch = self._config.task, self._config.batch_size
+        self.totals += self.population.descend(
+            task.sample(batch, generator=generator, device=self._device) for generator in self._generators
+        )
+        for update in self._updates:
+            update()
 
 
-def _split(flat: Tensor, like: Weights) -> Weights:
-    parts = flat.split([weight.numel() for weight in like.values()])
-    return {name: part.view(weight.shape) for (name, weight), part in zip(like.items(), parts, strict=True)}
+class _Captured:
+    """A step on a GPU: after a few to warm up, a CUDA graph, which spares the CPU the starting of every kernel.
+
+    A graph goes through the same kernels again and again, so that it takes a task whose prompts depend on the generator
+    alone.  Where a task cannot be captured (because it waits for the GPU, say), its steps go on one by one.
+    """
+
+    def __init__(self, step: Callable[[], None], generators: list[torch.Generator], device: torch.device):
+        self._step, self._generators, self._device = step, generators, device
+        self._stream = torch.cuda.Stream(device)  # capture needs one of its own, and warming up is by stream
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._taken = 0
+
+    def __call__(self) -> None:
+        outside = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(outside)
+        with torch.cuda.stream(self._stream):
+            if self._taken == WARM_UP:
+                self._graph = self._captured()
+            self._step() if self._graph is None else self._graph.replay()
+        outside.wait_stream(self._stream)
+        self._taken += 1
+
+    def _captured(self) -> torch.cuda.CUDAGraph | None:
+        graph = torch.cuda.CUDAGraph()
+        states = [generator.get_state() for generator in self._generators]
+        try:
+            for generator in self._generators:
+                graph.register_generator_state(generator)
+            with torch.cuda.graph(graph, stream=self._stream):
+                self._step()
+        except Exception as error:
+            # A generator that was registered for a capture that failed is of no more use.
+            self._generators[:] = [torch.Generator(self._device).set_state(state) for state in states]
+            warnings.warn(f"training without a CUDA graph, so slower: {error}", RuntimeWarning, stacklevel=2)
+            return None
+        return graph
 
 
-def _optimizer(parameter: torch.nn.Parameter, config: TrainConfig) -> torch.optim.Optimizer:
-    common = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
-    if config.optimizer == "sgd":
-        return torch.optim.SGD([parameter], momentum=config.momentum, **common)
-    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind([parameter], betas=config.betas, **common)
+def _initial(config: TrainConfig, device: torch.device) -> Weights:
+    weights = initial_weights(config.model, torch.Generator().manual_seed(init_seed(config.seed)))
+    return {name: weight.to(device) for name, weight in weights.items()}
+
+
+def _block(config: TrainConfig, device: torch.device) -> int | None:
+    """How many runs go through a product at once: by the config alone, since a wider product may round differently.
+
+    A run with a `data_seed` is taken to have others beside it: were it alone, it would take twice as long as it must.
+    """
+    if device.type != "cpu":
+        return None
+    return 1 if config.data_seed is None else max(1, COLUMNS // config.model.n_heads)
+
+
+def _settings(config: TrainConfig) -> tuple[float, ...]:
+    return (config.lr, config.weight_decay, *config.betas, config.momentum)
+
+
+def _grouped(configs: Sequence[TrainConfig]) -> list[list[list[int]]]:
+    """Which runs are trained at once: for each group, for each of its streams, their indices."""
+
+    streams: dict[tuple[Hashable, ...], list[int]] = defaultdict(list)
+    for i, c in sorted(enumerate(configs), key=lambda item: _settings(item[1])):
+        shape = (_identity(c.task), c.model, c.batch_size, c.steps, c.optimizer, c.data_seed is None)
+        streams[shape, c.prompt_seed].append(i)
+    groups: dict[tuple[Hashable, ...], list[list[int]]] = defaultdict(list)
+    for (shape, _), runs in streams.items():
+        groups[shape, len(runs)].append(runs)
+    return list(groups.values())
+
+
+def _identity(task: Task) -> Hashable:
+    try:
+        hash(task)
+    except TypeError:
+        return id(task)
+    return task
+
+
+def _update(optimizer: str, settings: tuple[float, ...], slices: Sequence[Sequence[Tensor]]) -> Callable[[], None]:
+    lr, weight_decay, beta1, beta2, momentum = settings
+    rows, grads, first, second, counts = (list(parts) for parts in zip(*slices, strict=True))
+    common = {"lr": lr, "weight_decay": weight_decay, "maximize": False, "fused": True}
+    if optimizer == "sgd":
+        return partial(sgd, rows, grads, first, momentum=momentum, dampening=0, nesterov=False, **common)
+    options = {"beta1": beta1, "beta2": beta2, "eps": 1e-8, "amsgrad": False, **common}
+    return partial(adamw if optimizer == "adamw" else adam, rows, grads, first, second, [], counts, **options)
