@@ -75,12 +75,9 @@ def reference(heads: int) -> Steps:
 def engine(name: str, heads: int, runs: int = 1, device: str = "cpu", shared: bool = True, **task: int) -> Steps:
     """`runs` runs of one of ours, on shared prompts or each on its own."""
     setting = dataclasses.replace(TASK, **task)
-    configs = [
-        TrainConfig(
-            setting, ModelConfig(setting.dim, n_heads=heads), steps=ENDLESS, seed=s, data_seed=0 if shared else s
-        )
-        for s in range(runs)
-    ]
+    stream = 0 if shared and runs > 1 else None
+    model = ModelConfig(setting.dim, n_heads=heads)
+    configs = [TrainConfig(setting, model, steps=ENDLESS, seed=s, data_seed=stream) for s in range(runs)]
     trained = build(configs, [choose(config, name, device) for config in configs])
 
     def steps(count: int) -> int:

@@ -246,8 +246,16 @@ class LinearRegression:
         return dataclasses.replace(self, mean=mean)
 
     @cached_property
-    def _cholesky(self) -> Tensor:
-        return torch.from_numpy(np.linalg.cholesky(self.sigma)).float()
+    def _on_devices(self) -> dict[torch.device, tuple[Tensor, Tensor]]:
+        return {}
+
+    def _root_and_mean(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Σ's Cholesky factor and E[x], copied to a device once: a CUDA graph cannot hold the copying."""
+        if device not in self._on_devices:
+            both = np.linalg.cholesky(self.sigma), self.mean_vector
+            root, mean = (torch.from_numpy(array).to(device, torch.float32) for array in both)
+            self._on_devices[device] = root, mean
+        return self._on_devices[device]
 
     def sample(
         self,
@@ -276,10 +284,11 @@ class LinearRegression:
         options = {"generator": generator, "device": device, "dtype": torch.float32}
 
         x = torch.randn(batch, L + 1, self.dim, **options)  # the query is the last one
+        root, mean = self._root_and_mean(x.device)
         if self.covariance is not None:
-            x = x @ self._cholesky.to(x.device).mT
+            x = x @ root.mT
         if not self.centred:
-            x = x + torch.tensor(self.mean_vector, dtype=x.dtype, device=x.device)
+            x = x + mean
         beta = torch.randn(batch, self.dim, 1, **options) * (self.signal_var / self.dim) ** 0.5
         noise = torch.randn(batch, L + 1, 1, **options) * self.noise_var**0.5
         if not self.query_noise:

@@ -9,6 +9,7 @@ from icl_interp.config import ModelConfig
 from icl_interp.model import ICLTransformer
 from icl_interp.records import TrainConfig
 from icl_interp.tasks import LinearRegression, Prompt
+from icl_interp.training import gaussian
 from icl_interp.training.seeds import data_seed
 from icl_interp.weights import WEIGHT_NAMES, Weights
 
@@ -77,11 +78,12 @@ def normals(words: np.ndarray) -> np.ndarray:
     return np.stack([radius * np.cos(angle), radius * np.sin(angle)], -1).reshape(len(words), -1)
 
 
-def compiled_prompts(config: TrainConfig, step: int, tile: int) -> Prompt:
-    """The prompts of a step of the numba engine, in float64; it draws the query first, then tile after tile."""
+def compiled_prompts(config: TrainConfig, step: int) -> Prompt:
+    """A step's prompts as compiled code draws them, in float64: the query first, then tile after tile."""
     task = config.task
     assert isinstance(task, LinearRegression)
     d, L, B = task.dim, task.length, config.batch_size
+    tile = gaussian.tile(L, d + 1)
     seed = data_seed(config.prompt_seed)
     counter = np.zeros((B, 4), np.uint32)
     counter[:, 0], counter[:, 2] = np.arange(B), step

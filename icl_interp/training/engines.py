@@ -14,14 +14,11 @@ from icl_interp.config import check_choice
 from icl_interp.devices import named_device
 from icl_interp.errors import ConfigError
 from icl_interp.records import TrainConfig
-from icl_interp.tasks import LinearRegression
-from icl_interp.training.engine import Engine, EngineType
+from icl_interp.training.engine import SMALL_STEP, Engine, EngineType
+from icl_interp.training.prompts import is_gaussian
 from icl_interp.weights import Weights
 
 EngineName = Literal["auto", "numba", "torch"]
-
-# Below so many multiply-adds a step a GPU would only wait for its kernels to start: about 40 of them, some 10 µs each.
-SMALL_STEP = 10_000_000
 
 
 def choose(config: TrainConfig, engine: str, device: str | torch.device) -> tuple[str, torch.device]:
@@ -83,7 +80,7 @@ def _obstacle(config: TrainConfig, device: str | torch.device) -> str | None:
     """Why the numba engine cannot train `config` on `device`; None if it can."""
     if config.model.n_layers != 1:
         return f"it trains models of one layer, and n_layers is {config.model.n_layers}"
-    if type(config.task) is not LinearRegression:
+    if not is_gaussian(config):
         return f"it draws the prompts of LinearRegression itself, and the task is {config.task!r}"
     if device != "auto" and named_device(device).type != "cpu":
         return f"it runs on the CPU, and device is {str(device)!r}"

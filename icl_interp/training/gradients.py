@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -25,6 +25,7 @@ from torch import Tensor
 from icl_interp.attention import fold, predict
 from icl_interp.config import ModelConfig
 from icl_interp.tasks import Prompt
+from icl_interp.training.prompts import Batches
 from icl_interp.weights import Weights, weight_shapes
 
 POSITIONS = 10_240  # of a chunk: 256 prompts of length 40, so that 32 columns of scores take 1.3 MB
@@ -47,18 +48,27 @@ class Population:
     Args:
         config: of every run.
         weights: to start from, for each stream and each of its runs.
+        batch, length: of the prompts of a step.
         block: how many runs of one stream go through a product at once; None for all runs of all streams.
     """
 
     rows: Float[Tensor, "streams filled layers heads numbers"]
     grads: Float[Tensor, "streams filled layers heads numbers"]
 
-    def __init__(self, config: ModelConfig, weights: Sequence[Sequence[Weights]], block: int | None = 1):
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Sequence[Sequence[Weights]],
+        batch: int,
+        length: int,
+        block: int | None = 1,
+    ):
         self._config, self._runs = config, len(weights[0])
         rows = torch.stack([torch.stack([_pack(each) for each in stream]) for stream in weights])
         self.rows = torch.nn.functional.pad(rows, (0, 0) * 3 + (0, -self._runs % (block or 1)))
         self.grads = torch.zeros_like(self.rows)
-        self._one_layer = _OneLayer(config, self.rows, self.grads, block) if config.n_layers == 1 else None
+        deep = config.n_layers > 1
+        self._one_layer = None if deep else _OneLayer(config, self.rows, self.grads, batch, length, block)
 
     def weights(self, stream: int, run: int) -> Weights:
         """Views of a run's weights."""
@@ -68,13 +78,14 @@ class Population:
         """Views of a run's gradients."""
         return _unpack(self.grads[stream, run], self._config)
 
-    def descend(self, prompts: Iterator[Prompt]) -> Float[Tensor, "streams filled"]:
-        """Mean squared errors at the prompts of each stream, over prompts and outputs; their gradients to `grads`."""
-        return self._autograd(prompts) if self._one_layer is None else self._one_layer(prompts)
+    def descend(self, streams: Sequence[Batches]) -> Float[Tensor, "streams filled"]:
+        """Mean squared errors at the next prompts of each stream, over prompts and outputs; gradients to `grads`."""
+        return self._autograd(streams) if self._one_layer is None else self._one_layer(streams)
 
-    def _autograd(self, prompts: Iterator[Prompt]) -> Tensor:
+    def _autograd(self, streams: Sequence[Batches]) -> Tensor:
         losses = torch.zeros_like(self.rows[:, :, 0, 0, 0])
-        for stream, prompt in enumerate(prompts):
+        for stream, source in enumerate(streams):
+            prompt = source.prompt()
             for run in range(self._runs):
                 leaves = {name: weight.detach().requires_grad_() for name, weight in self.weights(stream, run).items()}
                 with torch.enable_grad():
@@ -91,7 +102,7 @@ class _OneLayer:
 
     With p = softmax(Z KQ x_q), c = Zᵀp, the error e and u = Z VO e, the gradients are Σ_b c eᵀ for VO and, for KQ,
     Σ_b Σ_ℓ p_ℓ (u_ℓ − s) z_ℓ x_qᵀ where s = Σ p u = cᵀ VO e.  A one at the end of each z_ℓ makes products with Z
-    give the sum of weights as well, and a minus one in Zᵀ subtract s.
+    give the sum of weights as well, and subtract s.
 
     The query's response coordinates are zero, so only the first d rows of W_Q are asked anything; only the last N
     columns of W_O are read.  The gradient is exactly zero elsewhere.
@@ -99,16 +110,19 @@ class _OneLayer:
     What is large is allocated once, and cut into blocks and chunks once.
     """
 
-    def __init__(self, config: ModelConfig, rows: Tensor, grads: Tensor, block: int | None):
+    def __init__(self, config: ModelConfig, rows: Tensor, grads: Tensor, batch: int, length: int, block: int | None):
         d, D, N, heads = config.dim, config.d_model, config.n_outputs, config.n_heads
         streams, filled = rows.shape[:2]
         W, g = (_unpack(each.flatten(0, 3), config) for each in (rows, grads))  # (columns, …)
         self._weights = W["W_Q"][:, :d], W["W_K"], W["W_V"], W["W_O"][:, :, d:]
         self._grads = g["W_Q"][:, :d], g["W_K"], g["W_V"], g["W_O"][:, :, d:]
         self._scale = config.score_scale
-        self._KQ, self._g_KQ = rows.new_zeros(2, streams * filled * heads, D, d)
-        self._VO, self._g_VO = rows.new_zeros(2, streams * filled * heads, D + 1, N)  # the last row meets the ones
-        self._losses = rows.new_zeros(streams, filled)
+        columns = streams * filled * heads
+        self._KQ, self._VO = rows.new_zeros(columns, D, d), rows.new_zeros(columns, D + 1, N)  # one row meets the ones
+        self._sums = rows.new_zeros(self._KQ.numel() + self._VO.numel() + streams * filled)
+        g_KQ, g_VO, losses = self._sums.split([self._KQ.numel(), self._VO.numel(), streams * filled])
+        self._g_KQ, self._g_VO = g_KQ.view_as(self._KQ), g_VO.view_as(self._VO)
+        self._losses = losses.view(streams, filled)
 
         self._at_once, runs = (1, block) if block else (streams, filled)
         self._columns = runs * heads
@@ -125,47 +139,37 @@ class _OneLayer:
             ]
             for at in (slice(start, start + self._at_once) for start in range(0, streams, self._at_once))
         ]
-        self._z = rows.new_zeros(0, 0, 0, 0)
+        self._allocate(batch, length)
 
-    def __call__(self, prompts: Iterator[Prompt]) -> Tensor:
+    def __call__(self, streams: Sequence[Batches]) -> Tensor:
         W_Q, W_K, W_V, W_O = self._weights
-        torch.bmm(W_K, W_Q.mT, out=self._KQ).mul_(math.log2(math.e) / self._scale)
+        torch.baddbmm(self._KQ, W_K, W_Q.mT, beta=0, alpha=math.log2(math.e) / self._scale, out=self._KQ)
         self._VO[:, :-1].copy_(torch.bmm(W_V, W_O))
-        for sums in (self._losses, self._g_KQ, self._g_VO):
-            sums.zero_()
-        for blocks in self._blocks:
-            self._load(list(itertools.islice(prompts, self._at_once)))
+        self._sums.zero_()
+        for i, blocks in enumerate(self._blocks):
+            for s, stream in enumerate(streams[i * self._at_once : (i + 1) * self._at_once]):
+                stream.fill(self._z[:, s], self._x_q[s], self._y_q[s])
             for chunk, block in itertools.product(self._chunks, blocks):
                 _add(*block, *chunk)
 
         count = self._y_q[0].numel()
-        g_KQ, g_VO = self._g_KQ.mul_(2 / (count * self._scale)), self._g_VO.mul_(2 / count)[:, :-1]
-        factors = (g_KQ.mT, W_K), (g_KQ, W_Q), (g_VO, W_O.mT), (W_V.mT, g_VO)
-        for grad, pair in zip(self._grads, factors, strict=True):
-            grad.copy_(torch.bmm(*pair))
+        g_VO, twice = self._g_VO[:, :-1], 2 / count
+        factors = (self._g_KQ.mT, W_K, twice / self._scale), (self._g_KQ, W_Q, twice / self._scale)
+        factors += (g_VO, W_O.mT, twice), (W_V.mT, g_VO, twice)
+        for grad, (left, right, factor) in zip(self._grads, factors, strict=True):
+            torch.baddbmm(grad, left, right, beta=0, alpha=factor, out=grad)
         return self._losses / count
 
-    def _load(self, prompts: Sequence[Prompt]) -> None:
-        (batch, length, d), N = prompts[0].x.shape, prompts[0].y.shape[2]
-        if self._z.shape[::2] != (batch, length):
-            self._allocate(batch, length, d, N)
-        for s, prompt in enumerate(prompts):
-            self._z[:, s, :, :d].copy_(prompt.x)
-            self._z[:, s, :, d:-1].copy_(prompt.y)
-            self._x_q[s].copy_(prompt.x_q)
-            self._y_q[s].copy_(prompt.y_q)
-        self._zT[:, :, :-1].copy_(self._z[..., :-1].mT)
-
-    def _allocate(self, batch: int, length: int, d: int, N: int) -> None:
-        self._z = self._z.new_ones(batch, self._at_once, length, d + N + 1)
-        self._zT = -self._z.mT.contiguous()
-        self._x_q, self._y_q = (self._z.new_empty(self._at_once, batch, size) for size in (d, N))
+    def _allocate(self, batch: int, length: int) -> None:
+        _, D, d = self._KQ.shape
+        self._z = self._KQ.new_ones(batch, self._at_once, length, D + 1)
+        self._x_q, self._y_q = (self._z.new_empty(self._at_once, batch, size) for size in (d, D - d))
         step = min(batch, max(1, self._positions // length))
         scores = self._z.new_empty(2, step * self._at_once, self._columns, length)
         self._chunks = []
         for at in (slice(start, start + step) for start in range(0, batch, step)):
-            z, zT = self._z[at].flatten(0, 1), self._zT[at].flatten(0, 1)
-            self._chunks.append((z, zT, self._x_q[:, at], self._y_q[:, at], *scores[:, : len(z)]))
+            z = self._z[at].flatten(0, 1)
+            self._chunks.append((z, self._x_q[:, at], self._y_q[:, at], *scores[:, : len(z)]))
 
 
 def _add(
@@ -175,7 +179,6 @@ def _add(
     g_VO: Float[Tensor, "all_columns D_1 outputs"],
     losses: Float[Tensor, "streams runs"],
     z: Float[Tensor, "batch_streams length D_1"],
-    zT: Float[Tensor, "batch_streams D_1 length"],
     x_q: Float[Tensor, "streams batch dim"],
     y_q: Float[Tensor, "streams batch outputs"],
     scores: Float[Tensor, "batch_streams columns length"],
@@ -185,10 +188,9 @@ def _add(
     (streams, batch, N), runs, D = y_q.shape, losses.shape[1], z.shape[2] - 1
 
     asks = torch.bmm(x_q, KQ.mT).transpose(0, 1).reshape(len(z), -1, D)
-    torch.bmm(asks, zT[:, :D], out=scores)
-    weights = scores.sub_(
-        scores.amax(-1, keepdim=True)
-    ).exp2_()  # exp takes up to 40 times as long, where it underflows
+    torch.bmm(asks, z[:, :, :D].mT, out=scores)
+    # exp takes up to 40 times as long, where it underflows.
+    weights = scores.sub_(scores.amax(-1, keepdim=True)).exp2_()
     read = torch.bmm(weights, z).view(batch, -1, D + 1).transpose(0, 1)  # (all columns, batch, D+1)
     norm = read[:, :, D:].contiguous().reciprocal_()
 
@@ -199,8 +201,8 @@ def _add(
     g_VO.baddbmm_(read.mT, error)
 
     back = torch.bmm(error, VO.mT)
-    torch.sum(out.mul_(error), dim=2, out=back[:, :, D])
-    torch.bmm(back.transpose(0, 1).reshape(len(z), -1, D + 1), zT, out=g_scores).mul_(weights)
+    torch.sum(out.mul_(error), dim=2, out=back[:, :, D]).neg_()
+    torch.bmm(back.transpose(0, 1).reshape(len(z), -1, D + 1), z.mT, out=g_scores).mul_(weights)
     g_asks = torch.bmm(g_scores, z[:, :, :D])
     g_KQ.baddbmm_(g_asks.view(batch, streams, -1).permute(1, 2, 0), x_q)
 

@@ -19,18 +19,18 @@ from torch import Tensor
 
 from icl_interp.config import ModelConfig
 from icl_interp.records import TrainConfig
-from icl_interp.tasks import LinearRegression, Prompt
+from icl_interp.tasks import Prompt
 from icl_interp.training.compiled import step as kernel
 from icl_interp.training.compiled.attention import GROUP
-from icl_interp.training.compiled.compiler import LANES
+from icl_interp.training.compiled.compiler import LANES, aligned
 from icl_interp.training.compiled.prompts import Source
 from icl_interp.training.compiled.step import Folded, Optimizer, Scratch, Sizes
 from icl_interp.training.compiled.weights import ADAM, ADAMW, SGD
-from icl_interp.training.seeds import data_seed, init_seed
+from icl_interp.training.gaussian import gaussian, tile
+from icl_interp.training.seeds import init_seed
 from icl_interp.weights import Weights, initial_weights, weight_shapes
 
 MAX_COLUMNS = 128  # heads of a unit: what is summed for them then stays in a second-level cache
-TILE_ROWS = 96  # of a tile of demonstrations: 24 kB, half of a first-level cache
 LONG_STEP = 5_000_000  # multiply-adds from which dividing a step gains more than handing its parts over costs
 KINDS = {"adam": ADAM, "adamw": ADAMW, "sgd": SGD}
 
@@ -48,7 +48,7 @@ class NumbaEngine:
     def grad(model: ModelConfig, weights: Weights, prompt: Prompt) -> tuple[float, Weights]:
         """Loss and gradient at `prompt`, computed as `advance` computes them."""
         sizes = _sizes(model, prompt.length, len(prompt))
-        flat = _aligned(_flatten(weights)[None])
+        flat = aligned(_flatten(weights)[None])
         optimizer = Optimizer(SGD, flat, np.zeros_like(flat), flat, flat, np.zeros((1, 5)))
         folded = _folded(sizes)
         kernel.run(
@@ -107,11 +107,11 @@ class _Unit:
         first = configs[runs[0]]
         self.runs, self.model, self.step, self._steps = runs, first.model, 0, first.steps
         self._sizes = _sizes(first.model, first.task.length, first.batch_size, len(runs))
-        self._source, self._folded, self._scratch = _drawn(first), _folded(self._sizes), _scratch(self._sizes)
+        self._source, self._folded, self._scratch = gaussian(first), _folded(self._sizes), _scratch(self._sizes)
         start = np.stack([_flatten(_start(configs[run])) for run in runs])
         self.optimizer = Optimizer(
             KINDS[first.optimizer],
-            *(_aligned(array) for array in (start, 0 * start, 0 * start, 0 * start)),
+            *(aligned(array) for array in (start, 0 * start, 0 * start, 0 * start)),
             settings=np.array([_settings(configs[run]) for run in runs]),
         )
         self.losses = np.zeros(len(runs))
@@ -186,7 +186,6 @@ def _settings(config: TrainConfig) -> tuple[float, ...]:
 
 
 def _sizes(model: ModelConfig, length: int, batch: int, runs: int = 1) -> Sizes:
-    tile = max(GROUP, min(TILE_ROWS // model.d_model, length + GROUP - 1) // GROUP * GROUP)
     vectors = (model.n_outputs + 2) // 2 * 2
     return Sizes(
         runs,
@@ -196,7 +195,7 @@ def _sizes(model: ModelConfig, length: int, batch: int, runs: int = 1) -> Sizes:
         model.head_width,
         length,
         batch,
-        tile,
+        tile(length, model.d_model),
         vectors,
         model.score_scale,
     )
@@ -211,7 +210,7 @@ def _folded(sizes: Sizes) -> Folded:
 def _scratch(sizes: Sizes) -> Scratch:
     columns, model = sizes.runs * sizes.heads, sizes.dim + sizes.outputs
     return Scratch(
-        state=_aligned(np.zeros(4 * LANES, np.uint32)),
+        state=aligned(np.zeros(4 * LANES, np.uint32)),
         query=_zeros((sizes.outputs * sizes.dim + model + 1) * LANES),
         z=_zeros(sizes.tile * model * LANES),
         coefs=_zeros(columns * sizes.vectors * model * LANES),
@@ -221,26 +220,6 @@ def _scratch(sizes: Sizes) -> Scratch:
         scores=_zeros(sizes.vectors * sizes.tile * LANES),
         error=_zeros(sizes.runs * sizes.outputs * LANES),
         spare=_zeros(LANES),
-    )
-
-
-def _drawn(config: TrainConfig) -> Source:
-    """Prompts of the config's task and seed."""
-    task, seed = config.task, data_seed(config.prompt_seed)
-    assert isinstance(task, LinearRegression)
-    signal = np.full((1, task.dim), (task.signal_var / task.dim) ** 0.5, np.float32)
-    noise = task.noise_var**0.5
-    return Source(
-        key=np.array([seed & 0xFFFFFFFF, seed >> 32], np.uint32),
-        root=np.linalg.cholesky(task.sigma).astype(np.float32),
-        mean=task.mean_vector.astype(np.float32),
-        signal=signal,
-        noise=np.float32(noise),
-        query_noise=np.float32(noise if task.query_noise else 0),
-        plain=task.covariance is None and task.centred,
-        given=False,
-        given_z=_zeros(0, 0),
-        given_query=_zeros(0, 0),
     )
 
 
@@ -254,7 +233,7 @@ def _given(prompt: Prompt, sizes: Sizes) -> Source:
     in_rows = [np.moveaxis(array.reshape(blocks, LANES, -1), 1, -1).reshape(blocks, -1) for array in (z, query)]
     d, zero = sizes.dim, np.float32(0)
     return Source(
-        np.zeros(2, np.uint32), _zeros(d, d), _zeros(d), _zeros(1, d), zero, zero, True, True, *map(_aligned, in_rows)
+        np.zeros(2, np.uint32), _zeros(d, d), _zeros(d), _zeros(1, d), zero, zero, True, True, *map(aligned, in_rows)
     )
 
 
@@ -269,13 +248,4 @@ def _weights(flat: np.ndarray, model: ModelConfig) -> Weights:
 
 
 def _zeros(*shape: int) -> np.ndarray:
-    return _aligned(np.zeros(shape, np.float32))
-
-
-def _aligned(array: np.ndarray) -> np.ndarray:
-    """A contiguous copy that starts at a multiple of 64 bytes: a vector across two cache lines costs twice."""
-    room = np.empty(array.nbytes + 64, np.uint8)
-    start = -room.ctypes.data % 64
-    copy = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
-    copy[...] = array
-    return copy
+    return aligned(np.zeros(shape, np.float32))

@@ -7,7 +7,6 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -20,13 +19,12 @@ from torch.optim.sgd import sgd
 from icl_interp.config import ModelConfig
 from icl_interp.records import TrainConfig
 from icl_interp.tasks import Prompt, Task
+from icl_interp.training.engine import SMALL_STEP
 from icl_interp.training.gradients import Population
-from icl_interp.training.seeds import data_seed, init_seed
+from icl_interp.training.prompts import Given, Sampled, Stream, stream
+from icl_interp.training.seeds import init_seed
 from icl_interp.weights import Weights, initial_weights
 
-# Below this many multiply-adds a step is small: a GPU would only wait for its kernels to start (about 40 of them, some
-# 10 µs each), and a second CPU thread gains 0 to 7 % where it is free and costs a factor of six where it is not.
-SMALL_STEP = 10_000_000
 COLUMNS = 32  # heads of one block, where runs share their prompts
 WARM_UP = 3  # steps before a CUDA graph is captured, in which the libraries allocate what they need
 
@@ -36,8 +34,6 @@ class TorchEngine:
 
     Initial weights are drawn on the CPU, the same for every device; prompts are drawn on the device that trains.
     """
-
-    name: ClassVar[str] = "torch"
 
     def __init__(self, configs: Sequence[TrainConfig], device: torch.device):
         groups = _grouped(configs)
@@ -53,9 +49,9 @@ class TorchEngine:
     @staticmethod
     def grad(model: ModelConfig, weights: Weights, prompt: Prompt) -> tuple[float, Weights]:
         """Loss and gradient at `prompt`, computed as `advance` computes them."""
-        population = Population(model, [[weights]])
+        population = Population(model, [[weights]], len(prompt), prompt.length)
         with torch.no_grad():
-            return population.descend(iter([prompt]))[0, 0].item(), population.gradients(0, 0)
+            return population.descend([Given(prompt)])[0, 0].item(), population.gradients(0, 0)
 
     def advance(self, steps: int) -> None:
         """Take optimiser steps, each on fresh prompts.  A run that has taken its config's `steps` stands still."""
@@ -92,10 +88,12 @@ class _Group:
     """Runs that are trained at once: equally many on each of `streams` of prompts."""
 
     def __init__(self, streams: Sequence[Sequence[TrainConfig]], device: torch.device):
-        self._config, self._device = streams[0][0], device
-        self._generators = [torch.Generator(device).manual_seed(data_seed(runs[0].prompt_seed)) for runs in streams]
+        self._config = streams[0][0]
+        self._streams = [stream(runs[0], device) for runs in streams]
         starts = [[_initial(config, device) for config in runs] for runs in streams]
-        self.population = Population(self._config.model, starts, _block(self._config, device))
+        self.population = Population(
+            self._config.model, starts, self._config.batch_size, self._config.task.length, _block(self._config, device)
+        )
         rows = self.population.rows
         self.totals = torch.zeros(rows.shape[:2], dtype=torch.float64, device=device)
         self._done = torch.zeros((), dtype=torch.int64)
@@ -110,7 +108,7 @@ class _Group:
         self._updates = [_update(self._config.optimizer, settings, parts) for settings, parts in slices.items()]
         size = rows[..., 0].numel() * self._config.batch_size * self._config.task.length * self._config.model.d_model
         self._threads = 1 if size < SMALL_STEP else None
-        self._take_step = _Captured(self._step, self._generators, device) if device.type == "cuda" else self._step
+        self._take_step = _Captured(self._step, self._streams, device) if device.type == "cuda" else self._step
 
     @torch.no_grad()
     def advance(self, steps: int) -> None:
@@ -127,20 +125,17 @@ class _Group:
     def state(self) -> dict[str, Tensor]:
         """Copies on the CPU of all that `advance` changes."""
         state = {name: tensor.to("cpu", copy=True) for name, tensor in self._kept.items()}
-        return state | {f"generator.{i}": generator.get_state() for i, generator in enumerate(self._generators)}
+        return state | {f"stream.{i}": source.state() for i, source in enumerate(self._streams)}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go back to `state`; in place, for a CUDA graph knows tensors by their addresses."""
         for name, tensor in self._kept.items():
             tensor.copy_(state[name])
-        for i, generator in enumerate(self._generators):
-            generator.set_state(state[f"generator.{i}"])
+        for i, source in enumerate(self._streams):
+            source.restore(state[f"stream.{i}"])
 
     def _step(self) -> None:
-        task, batch = self._config.task, self._config.batch_size
-        self.totals += self.population.descend(
-            task.sample(batch, generator=generator, device=self._device) for generator in self._generators
-        )
+        self.totals += self.population.descend(self._streams)
         for update in self._updates:
             update()
 
@@ -152,8 +147,9 @@ class _Captured:
     alone.  Where a task cannot be captured (because it waits for the GPU, say), its steps go on one by one.
     """
 
-    def __init__(self, step: Callable[[], None], generators: list[torch.Generator], device: torch.device):
-        self._step, self._generators, self._device = step, generators, device
+    def __init__(self, step: Callable[[], None], streams: Sequence[Stream], device: torch.device):
+        self._step, self._device = step, device
+        self._samplers = [stream for stream in streams if isinstance(stream, Sampled)]
         self._stream = torch.cuda.Stream(device)  # capture needs one of its own, and warming up is by stream
         self._graph: torch.cuda.CUDAGraph | None = None
         self._taken = 0
@@ -170,15 +166,17 @@ class _Captured:
 
     def _captured(self) -> torch.cuda.CUDAGraph | None:
         graph = torch.cuda.CUDAGraph()
-        states = [generator.get_state() for generator in self._generators]
+        states = [sampler.state() for sampler in self._samplers]
         try:
-            for generator in self._generators:
-                graph.register_generator_state(generator)
+            for sampler in self._samplers:
+                graph.register_generator_state(sampler.generator)
             with torch.cuda.graph(graph, stream=self._stream):
                 self._step()
         except Exception as error:
             # A generator that was registered for a capture that failed is of no more use.
-            self._generators[:] = [torch.Generator(self._device).set_state(state) for state in states]
+            for sampler, state in zip(self._samplers, states, strict=True):
+                sampler.generator = torch.Generator(self._device)
+                sampler.restore(state)
             warnings.warn(f"training without a CUDA graph, so slower: {error}", RuntimeWarning, stacklevel=2)
             return None
         return graph

@@ -2,41 +2,19 @@
 
 from __future__ import annotations
 
+import oracles
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from icl_interp.config import ModelConfig
-from icl_interp.model import ICLTransformer
-from icl_interp.tasks import LinearRegression, Prompt, kms
+from icl_interp.tasks import LinearRegression, kms
 from icl_interp.training import gradients
-from icl_interp.training.gradients import Population, loss
+from icl_interp.training.gradients import Population
+from icl_interp.training.prompts import Given
 from icl_interp.training.torch_engine import TorchEngine
 from icl_interp.weights import Weights, initial_weights
-
-
-def reference(weights: Weights, config: ModelConfig, prompt: Prompt) -> Weights:
-    """Float64 autograd through the full hooked module: no folding, no query row."""
-    model = ICLTransformer.from_weights(config, {name: weight.double() for name, weight in weights.items()})
-    prediction = model(prompt.to(dtype=torch.float64).z)[:, -1]
-    (prediction - prompt.y_q.double()).square().mean().backward()
-    grads = [{name: getattr(block.attn, name).grad for name in ("W_Q", "W_K", "W_V", "W_O")} for block in model.blocks]
-    return {name: torch.stack([layer[name] for layer in grads]) for name in grads[0]}
-
-
-def relative_error(found: Weights, wanted: Weights) -> float:
-    missed = sum(((found[name].double() - wanted[name]) ** 2).sum() for name in wanted)
-    return (missed / sum((wanted[name] ** 2).sum() for name in wanted)).sqrt().item()
-
-
-def prompts(dim: int, length: int, outputs: int, batch: int, seed: int) -> Prompt:
-    generator = torch.Generator().manual_seed(seed)
-    x, x_q, y, y_q = (
-        torch.randn(shape, generator=generator)
-        for shape in ((batch, length, dim), (batch, dim), (batch, length, outputs), (batch, outputs))
-    )
-    return Prompt(x, y, x_q, y_q)
 
 
 def draw(config: ModelConfig, seed: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> Weights:
@@ -53,8 +31,8 @@ def test_float32_gradient_is_exact_to_a_millionth(n_heads: int, covariance: obje
         weights = draw(config, seed, scale=scale)
         prompt = task.sample(256, generator=torch.Generator().manual_seed(seed))
         value, grads = TorchEngine.grad(config, weights, prompt)
-        assert relative_error(grads, reference(weights, config, prompt)) < 1e-6
-        assert value == pytest.approx(loss(weights, config, prompt).item(), rel=1e-5)
+        assert oracles.distance(grads, oracles.autograd(weights, config, prompt)[1]) < 1e-6
+        assert value == pytest.approx(oracles.autograd(weights, config, prompt)[0], rel=1e-5)
 
 
 @settings(max_examples=30)
@@ -87,17 +65,20 @@ def test_float64_gradient_for_any_shape(
     """However the population is cut into blocks, and its prompts into chunks."""
     config = ModelConfig(dim, outputs, n_heads, d_head=d_head)
     weights = [[draw(config, seed + runs * s + r, torch.float64) for r in range(runs)] for s in range(streams)]
-    batches = [prompts(dim, length, outputs, batch, seed + s).to(dtype=torch.float64) for s in range(streams)]
+    batches = [
+        oracles.gaussian_prompts(dim, length, outputs, batch, seed + s).to(dtype=torch.float64) for s in range(streams)
+    ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gradients, "POSITIONS", positions)
         patch.setattr(gradients, "SCORES", positions * streams * runs * n_heads)
-        population = Population(config, weights, block)
+        population = Population(config, weights, batch, length, block)
     for _ in range(2):  # nothing is left of the first time
-        losses = population.descend(iter(batches))
+        losses = population.descend([Given(prompt) for prompt in batches])
     for s, prompt in enumerate(batches):
         for r in range(runs):
-            assert relative_error(population.gradients(s, r), reference(weights[s][r], config, prompt)) < 1e-10
-            torch.testing.assert_close(losses[s, r], loss(weights[s][r], config, prompt), rtol=1e-10, atol=0)
+            wanted_loss, wanted = oracles.autograd(weights[s][r], config, prompt)
+            assert oracles.distance(population.gradients(s, r), wanted) < 1e-10
+            assert losses[s, r].item() == pytest.approx(wanted_loss, rel=1e-10)
     assert not population.grads[:, runs:].any()
 
 
@@ -105,14 +86,14 @@ def test_float64_gradient_for_any_shape(
 def test_deeper_models_go_through_autograd(mask: str) -> None:
     config = ModelConfig(3, n_layers=2, n_heads=2, mask=mask)  # type: ignore[arg-type]
     weights = draw(config, 0, torch.float64)
-    prompt = prompts(3, 7, 1, 16, 0).to(dtype=torch.float64)
+    prompt = oracles.gaussian_prompts(3, 7, 1, 16, 0).to(dtype=torch.float64)
     _, grads = TorchEngine.grad(config, weights, prompt)
-    assert relative_error(grads, reference(weights, config, prompt)) < 1e-10
+    assert oracles.distance(grads, oracles.autograd(weights, config, prompt)[1]) < 1e-10
 
 
 def test_inert_weights_get_exactly_no_gradient() -> None:
     config = ModelConfig(5, n_heads=2)
-    _, grads = TorchEngine.grad(config, draw(config, 0), prompts(5, 9, 1, 8, 0))
+    _, grads = TorchEngine.grad(config, draw(config, 0), oracles.gaussian_prompts(5, 9, 1, 8, 0))
     assert not grads["W_Q"][:, :, 5:].any()  # the query's response is zero
     assert not grads["W_O"][..., :5].any()  # covariates are not read after the last layer
 
@@ -120,6 +101,6 @@ def test_inert_weights_get_exactly_no_gradient() -> None:
 @pytest.mark.parametrize("scale", [10, 100, 1000])
 def test_huge_scores_stay_finite(scale: float) -> None:
     config = ModelConfig(5, n_heads=2)
-    value, grads = TorchEngine.grad(config, draw(config, 0, scale=scale), prompts(5, 9, 1, 8, 0))
+    value, grads = TorchEngine.grad(config, draw(config, 0, scale=scale), oracles.gaussian_prompts(5, 9, 1, 8, 0))
     assert torch.isfinite(torch.tensor(value))
     assert all(torch.isfinite(grad).all() for grad in grads.values())

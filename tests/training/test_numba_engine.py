@@ -138,9 +138,8 @@ def trained_by_torch(config: TrainConfig, steps: int) -> Weights:
     kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
     options = {"momentum": config.momentum} if config.optimizer == "sgd" else {"betas": config.betas}
     optimizer = kind(list(parameters.values()), lr=config.lr, weight_decay=config.weight_decay, **options)
-    tile = numba_engine._sizes(config.model, config.task.length, config.batch_size).tile
     for step in range(steps):
-        prompt = oracles.compiled_prompts(config, step, tile)
+        prompt = oracles.compiled_prompts(config, step)
         _, grads = oracles.autograd({k: v.detach() for k, v in parameters.items()}, config.model, prompt)
         for name, parameter in parameters.items():
             parameter.grad = grads[name]

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+import oracles
 import pytest
 import torch
 
@@ -14,7 +15,7 @@ from icl_interp.model import ICLTransformer
 from icl_interp.records import TrainConfig
 from icl_interp.tasks import LinearRegression, Prompt
 from icl_interp.training import gradients
-from icl_interp.training.seeds import data_seed, init_seed
+from icl_interp.training.seeds import init_seed
 from icl_interp.training.torch_engine import TorchEngine
 from icl_interp.weights import Weights, initial_weights
 
@@ -73,10 +74,9 @@ def by_autograd(config: TrainConfig, steps: int) -> tuple[Weights, float]:
     else:
         kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
         optimizer = kind(model.parameters(), betas=config.betas, **options)
-    generator = torch.Generator().manual_seed(data_seed(config.prompt_seed))
     total = 0.0
-    for _ in range(steps):
-        prompt = config.task.sample(config.batch_size, generator=generator).to(dtype=torch.float64)
+    for step in range(steps):
+        prompt = oracles.compiled_prompts(config, step)
         optimizer.zero_grad()
         loss = (model(prompt.z)[:, -1] - prompt.y_q).square().mean()
         loss.backward()
@@ -85,16 +85,11 @@ def by_autograd(config: TrainConfig, steps: int) -> tuple[Weights, float]:
     return model.weights(), total
 
 
-def relative_error(found: Weights, wanted: Weights) -> float:
-    missed, size = (sum((w**2).sum() for w in ws) for ws in ([found[n] - wanted[n] for n in found], wanted.values()))
-    return (missed / size).sqrt().item()
-
-
 def test_three_hundred_steps_of_adam_are_torchs() -> None:
     run = config()
     wanted, total = by_autograd(run, 300)
     engine = trained([run], 300)
-    assert relative_error(engine.weights()[0], wanted) < 1e-5
+    assert oracles.distance(engine.weights()[0], wanted) < 1e-5
     assert engine.total_losses()[0] == pytest.approx(total, rel=1e-6)
 
 
@@ -113,7 +108,7 @@ def test_every_optimizer_is_torchs_with_other_rates_beside_it(
 ) -> None:
     runs = [config(seed, lr=lr, data_seed=data_seed, **options) for seed, lr in enumerate((0.01, 0.03, 0.01, 0.02))]
     for run, found in zip(runs, trained(runs, 30).weights(), strict=True):
-        assert relative_error(found, by_autograd(run, 30)[0]) < 1e-5
+        assert oracles.distance(found, by_autograd(run, 30)[0]) < 1e-5
 
 
 @pytest.mark.parametrize("n_heads", [1, 2, 3])
@@ -217,7 +212,7 @@ def test_chunks_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = trained([config(batch_size=33)])
     monkeypatch.setattr(gradients, "POSITIONS", 5 * TASK.length)
     cut = trained([config(batch_size=33)])
-    assert relative_error(cut.weights()[0], whole.weights()[0]) < 1e-6
+    assert oracles.distance(cut.weights()[0], whole.weights()[0]) < 1e-6
     np.testing.assert_allclose(cut.total_losses(), whole.total_losses(), rtol=1e-6)
 
 
@@ -269,7 +264,7 @@ def test_a_captured_step_is_the_step(model: ModelConfig, optimizer: str, monkeyp
     eager.advance(20)
     for other in (again, eager):
         for found, wanted in zip(other.weights(), engine.weights(), strict=True):
-            assert relative_error(found, wanted) < 1e-5
+            assert oracles.distance(found, wanted) < 1e-5
         np.testing.assert_allclose(other.total_losses(), engine.total_losses(), rtol=1e-5)
 
 
@@ -286,4 +281,4 @@ def test_a_task_that_cannot_be_captured_trains_all_the_same() -> None:
     captured.advance(20)
     with pytest.warns(RuntimeWarning, match="without a CUDA graph"):
         waiting.advance(20)
-    assert relative_error(waiting.weights()[0], captured.weights()[0]) < 1e-5
+    assert oracles.distance(waiting.weights()[0], captured.weights()[0]) < 1e-5

@@ -26,7 +26,7 @@ from icl_interp.training.compiled.compiler import (
 )
 from icl_interp.training.compiled.random import exp2
 
-GROUP = 4  # demonstrations taken together in the inner loops
+GROUP = 4  # demonstrations taken together in the inner loops, which are written out for so many
 HEADROOM = 30  # powers of two by which a score may exceed its reference
 NOTHING = -1e30  # a score that weighs nothing
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +26,38 @@ _FAST = {"contract", "nsz", "arcp"}
 compiled = jit(_nrt=False, fastmath=_FAST, error_model="numpy", no_cpython_wrapper=True)
 summing = jit(_nrt=False, fastmath=_FAST | {"reassoc"}, error_model="numpy", no_cpython_wrapper=True)
 inlined = jit(_nrt=False, fastmath=_FAST, error_model="numpy", inline="always")
+
+
+def aligned(array: np.ndarray) -> np.ndarray:
+    """A contiguous copy that starts at a multiple of 64 bytes: a vector across two cache lines costs twice."""
+    room = np.empty(array.nbytes + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    copy = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def entry(make: Callable[[str], Callable[..., None]]) -> Callable[..., None]:
+    """What `make` makes, compiled for Python to call: once, and kept on disk.
+
+    numba's cache looks at the file of the outermost function only.  `make` is given a digest of all files of this
+    folder for its function to mention, which makes it part of what the cache compares.
+    """
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    made = make(hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest())
+    options = {"_nrt": False, "error_model": "numpy", "nogil": True}
+    try:
+        function = jit(cache=True, **options)(made)
+    except RuntimeError:  # numba finds no folder that it may write to: compiled anew in every process, then
+        function = jit(**options)(made)
+
+    def call(*arguments: object) -> None:
+        try:
+            function(*arguments)
+        except OSError:  # a full disk: numba fails to keep what it has compiled, before it runs it
+            function(*arguments)
+
+    return call
 
 
 @intrinsic

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from icl_interp.training.compiled.compiler import LANES, add_scaled, compiled, f4, scale, vectorise
-from icl_interp.training.compiled.random import normals
+from icl_interp.training.compiled.compiler import LANES, add_scaled, compiled, entry, f4, scale, vectorise
+from icl_interp.training.compiled.random import normals, start_streams
 
 UNROLLED = 5
 
@@ -79,3 +79,38 @@ def _respond(rows, beta, noise, count, dim, response, model):
             x, b = rows[start + k * LANES :], beta[k * LANES :]
             for i in range(LANES):
                 y[i] += x[i] * b[i]
+
+
+@entry
+def draw(digest: str):
+    """Compiled once; see there."""
+
+    def draw(step, source, state, query, rows, tile, z, x_q, y_q):
+        """The prompts of a step, where torch wants them: z (batch, length, at least dim + outputs), x_q and y_q.
+
+        `state` (4 rows), `query` and `rows` (those of a tile) are to work in.
+        """
+        digest  # noqa: B018  # pyright: ignore[reportUnusedExpression]
+        dim, outputs = x_q.shape[1], y_q.shape[1]
+        model = dim + outputs
+        for first in range(0, z.shape[0], LANES):
+            lanes = min(LANES, z.shape[0] - first)
+            start_streams(state, source.key, step, first)
+            draw_query(state, query, source, dim, outputs)
+            for k in range(model):
+                row = query[(outputs * dim + k) * LANES :]
+                for i in range(lanes):
+                    if k < dim:
+                        x_q[first + i, k] = row[i]
+                    else:
+                        y_q[first + i, k - dim] = row[i]
+            for start in range(0, z.shape[1], tile):
+                tokens = min(tile, z.shape[1] - start)
+                draw_tile(state, rows, query, source, tokens, dim, outputs)
+                for i in range(lanes):
+                    out = z[first + i]
+                    for t in range(tokens):
+                        for k in range(model):
+                            out[start + t, k] = rows[(t * model + k) * LANES + i]
+
+    return draw

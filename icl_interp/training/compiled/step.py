@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,8 +14,8 @@ from icl_interp.training.compiled.compiler import (
     clear,
     compiled,
     dots,
+    entry,
     f4,
-    jit,
     summing,
     vectorise,
 )
@@ -187,8 +185,10 @@ def _close(error, target, factor, valid):
     return total
 
 
-def _entry(digest: str, *, cache: bool):
-    @jit(_nrt=False, error_model="numpy", nogil=True, cache=cache)
+@entry
+def run(digest: str):
+    """Compiled once; see there."""
+
     def run(step, steps, begin, end, finish, optimizer, folded, source, scratch, losses, sizes):
         """Of steps `step` to before `step + steps`, the blocks `begin` to before `end`, in one thread.
 
@@ -213,23 +213,3 @@ def _entry(digest: str, *, cache: bool):
                     losses[r] += squares / (sizes.batch * sizes.outputs)
 
     return run
-
-
-def _digest() -> str:
-    """numba's cache on disk looks at this file only; the digest, as part of the function, makes it look at all."""
-    sources = sorted(Path(__file__).parent.glob("*.py"))
-    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
-
-
-try:
-    _run = _entry(_digest(), cache=True)
-except RuntimeError:  # numba finds no folder that it may write to: compiled anew in every process, then
-    _run = _entry(_digest(), cache=False)
-
-
-def run(*arguments: object) -> None:
-    """`_entry`'s function, which see."""
-    try:
-        _run(*arguments)
-    except OSError:  # a full disk, on which numba fails to keep what it has compiled before it runs it
-        _run(*arguments)
