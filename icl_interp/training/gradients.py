@@ -158,7 +158,7 @@ class _OneLayer:
         factors += (g_VO, W_O.mT, twice), (W_V.mT, g_VO, twice)
         for grad, (left, right, factor) in zip(self._grads, factors, strict=True):
             torch.baddbmm(grad, left, right, beta=0, alpha=factor, out=grad)
-        return self._losses / count
+        return self._losses.div_(count)
 
     def _allocate(self, batch: int, length: int) -> None:
         _, D, d = self._KQ.shape
@@ -169,7 +169,7 @@ class _OneLayer:
         self._chunks = []
         for at in (slice(start, start + step) for start in range(0, batch, step)):
             z = self._z[at].flatten(0, 1)
-            self._chunks.append((z, self._x_q[:, at], self._y_q[:, at], *scores[:, : len(z)]))
+            self._chunks.append((z, z[:, :, :D], self._x_q[:, at], self._y_q[:, None, at], *scores[:, : len(z)]))
 
 
 def _add(
@@ -179,23 +179,24 @@ def _add(
     g_VO: Float[Tensor, "all_columns D_1 outputs"],
     losses: Float[Tensor, "streams runs"],
     z: Float[Tensor, "batch_streams length D_1"],
+    z_only: Float[Tensor, "batch_streams length D"],
     x_q: Float[Tensor, "streams batch dim"],
-    y_q: Float[Tensor, "streams batch outputs"],
+    y_q: Float[Tensor, "streams 1 batch outputs"],
     scores: Float[Tensor, "batch_streams columns length"],
     g_scores: Float[Tensor, "batch_streams columns length"],
 ) -> None:
     """Add the sums over a chunk of prompts of e² and, halved, of its gradients for a block; KQ is to base 2."""
-    (streams, batch, N), runs, D = y_q.shape, losses.shape[1], z.shape[2] - 1
+    (streams, _, batch, N), runs, D = y_q.shape, losses.shape[1], z_only.shape[2]
 
     asks = torch.bmm(x_q, KQ.mT).transpose(0, 1).reshape(len(z), -1, D)
-    torch.bmm(asks, z[:, :, :D].mT, out=scores)
+    torch.bmm(asks, z_only.mT, out=scores)
     # exp takes up to 40 times as long, where it underflows.
     weights = scores.sub_(scores.amax(-1, keepdim=True)).exp2_()
     read = torch.bmm(weights, z).view(batch, -1, D + 1).transpose(0, 1)  # (all columns, batch, D+1)
     norm = read[:, :, D:].contiguous().reciprocal_()
 
     out = torch.bmm(read, VO).mul_(norm)  # each head's part of the prediction: (all columns, batch, outputs)
-    error = out.view(streams, runs, -1, batch, N).sum(2).sub_(y_q[:, None])  # (streams, runs, batch, outputs)
+    error = out.view(streams, runs, -1, batch, N).sum(2).sub_(y_q)  # (streams, runs, batch, outputs)
     losses += error.square().sum((2, 3))
     error = (error[:, :, None] * norm.view(streams, runs, -1, batch, 1)).flatten(0, 2)  # in the shape of `out`
     g_VO.baddbmm_(read.mT, error)
@@ -203,7 +204,7 @@ def _add(
     back = torch.bmm(error, VO.mT)
     torch.sum(out.mul_(error), dim=2, out=back[:, :, D]).neg_()
     torch.bmm(back.transpose(0, 1).reshape(len(z), -1, D + 1), z.mT, out=g_scores).mul_(weights)
-    g_asks = torch.bmm(g_scores, z[:, :, :D])
+    g_asks = torch.bmm(g_scores, z_only)
     g_KQ.baddbmm_(g_asks.view(batch, streams, -1).permute(1, 2, 0), x_q)
 
 

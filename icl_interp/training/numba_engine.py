@@ -2,7 +2,7 @@
 
 Runs of one shape that share a stream of prompts form a unit, which a thread trains with one call of the kernel.  Where
 there are fewer units than threads and steps are long, each step is divided by blocks of its batch instead.  How a step
-works is said in `numba_kernel`.
+works is said in `compiled`.
 """
 
 from __future__ import annotations
@@ -69,7 +69,10 @@ class NumbaEngine:
 
     def total_losses(self) -> Float[np.ndarray, "runs"]:
         """Each run's loss summed over its steps so far, each before its update: float64, added one by one."""
-        return self._gather("losses", np.float64)
+        found = np.empty(self._count)
+        for unit in self._units:
+            found[list(unit.runs)] = unit.losses
+        return found
 
     def weights(self) -> list[Weights]:
         """Copies of the current weights, on the CPU."""
@@ -92,12 +95,6 @@ class NumbaEngine:
             for run, name, row in unit.rows():
                 row[...] = state[f"{run}.{name}"].numpy()
             unit.step = int(state[f"{unit.runs[0]}.step"])
-
-    def _gather(self, name: str, dtype: type) -> np.ndarray:
-        found = np.empty(self._count, dtype)
-        for unit in self._units:
-            found[list(unit.runs)] = getattr(unit, name)
-        return found
 
 
 class _Unit:

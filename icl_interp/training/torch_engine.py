@@ -96,9 +96,9 @@ class _Group:
         )
         rows = self.population.rows
         self.totals = torch.zeros(rows.shape[:2], dtype=torch.float64, device=device)
-        self._done = torch.zeros((), dtype=torch.int64)
+        self._done = 0
         moments, counts = rows.new_zeros(2, *rows.shape), rows.new_zeros(rows.shape[:2])
-        self._kept = {"weights": rows, "moments": moments, "counts": counts, "totals": self.totals, "done": self._done}
+        self._kept = {"weights": rows, "moments": moments, "counts": counts, "totals": self.totals}
         slices: dict[tuple[float, ...], list[list[Tensor]]] = defaultdict(list)
         for s, runs in enumerate(streams):
             for settings, alike in itertools.groupby(enumerate(runs), lambda run: _settings(run[1])):
@@ -116,7 +116,7 @@ class _Group:
         threads = torch.get_num_threads()
         torch.set_num_threads(self._threads or threads)
         try:
-            for _ in range(min(steps, self._config.steps - int(self._done))):
+            for _ in range(min(steps, self._config.steps - self._done)):
                 self._take_step()
                 self._done += 1
         finally:
@@ -125,7 +125,11 @@ class _Group:
     def state(self) -> dict[str, Tensor]:
         """Copies on the CPU of all that `advance` changes."""
         state = {name: tensor.to("cpu", copy=True) for name, tensor in self._kept.items()}
-        return state | {f"stream.{i}": source.state() for i, source in enumerate(self._streams)}
+        return (
+            state
+            | {f"stream.{i}": source.state() for i, source in enumerate(self._streams)}
+            | {"done": torch.tensor(self._done)}
+        )
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go back to `state`; in place, for a CUDA graph knows tensors by their addresses."""
@@ -133,6 +137,7 @@ class _Group:
             tensor.copy_(state[name])
         for i, source in enumerate(self._streams):
             source.restore(state[f"stream.{i}"])
+        self._done = int(state["done"])
 
     def _step(self) -> None:
         self.totals += self.population.descend(self._streams)
