@@ -16,11 +16,11 @@ import json
 import shutil
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
@@ -45,6 +45,7 @@ class Journal:
         target = out.resolve()
         self.folder = target.with_name(f".{target.name}.training")
         self._described, self._every, self._saved, self._parts = described, every, time.monotonic(), 0
+        self._open: list[Any] = []
 
     def exists(self) -> bool:
         """Whether there is something to go on from."""
@@ -81,7 +82,8 @@ class Journal:
         """
         try:
             found = json.loads((self.folder / TRAINING).read_text(encoding="utf-8"))
-            about, state = _read(self.folder / STATE)
+            with safe_open(self.folder / STATE, "pt") as file:
+                about, state = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             step, self._parts = int(about["step"]), int(about["parts"])
         except Exception as error:
             raise CheckpointError(f"{self.folder} cannot be gone on from: {reason(error)}") from error
@@ -91,26 +93,23 @@ class Journal:
             )
         return step, state
 
-    def parts(self, run: int) -> Iterator[dict[str, Tensor]]:
-        """A run's records, part by part."""
-        own = f"{run}."
-        for index in range(self._parts):
-            if part := _read(self._part(index), own)[1]:
-                yield part
+    def parts(self, run: int, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+        """A run's records, part by part: the tensors saved as `RUN.NAME`."""
+        for index in range(len(self._open), self._parts):  # opened once: a population asks for every run in turn
+            self._open.append(safe_open(self._part(index), "pt"))
+        for file in self._open:
+            try:
+                yield {name: file.get_tensor(f"{run}.{name}") for name in names}
+            except SafetensorError:  # this part has nothing of this run
+                continue
 
     def remove(self) -> None:
         """The training is over, or to be forgotten."""
+        self._open.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _part(self, index: int) -> Path:
         return self.folder / f"records-{index}.safetensors"
-
-
-def _read(path: Path, prefix: str = "") -> tuple[dict[str, str], dict[str, Tensor]]:
-    """What is said about a file's tensors, and those whose names begin with `prefix`, without it."""
-    with safe_open(path, "pt") as file:
-        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
-        return file.metadata(), {name.removeprefix(prefix): file.get_tensor(name) for name in names}
 
 
 def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:

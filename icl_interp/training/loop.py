@@ -86,6 +86,7 @@ def train(
     population.train(place.journal(population, save_every), progress)
     run = population.run(0)
     if population.failures:
+        place.leave(population)
         raise TrainingError(population.failures[0], run)
     if out is not None:
         run.save(out, overwrite=overwrite or resume)
@@ -113,8 +114,8 @@ def train_many(
     on the same data (initialisation, heads, learning rate: paired, and less noisy for it) and too small for all else.
 
     Ctrl-C ends all of them within a moment.  A run whose loss stops being finite ends at its last good record, with a
-    warning; the others go on.  In memory, weight snapshots of a population take at most a gigabyte; with `out` they go
-    to disk as training goes, and the `Runs` that are returned open each run when asked for it.
+    warning; the others go on.  Weight snapshots of a population take at most a gigabyte, shared among its runs; with
+    `out` they go to disk as training goes, and the `Runs` that are returned open each run when asked for it.
 
     Args:
         configs: what to train.

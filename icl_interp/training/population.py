@@ -19,7 +19,7 @@ from icl_interp.serialization import to_data
 from icl_interp.training.engines import EngineName, build, choose
 from icl_interp.training.interruption import Interruption
 from icl_interp.training.journal import Journal
-from icl_interp.training.recording import POPULATION_BYTES, RUN_BYTES, Recorder, record_steps
+from icl_interp.training.recording import POPULATION_BYTES, RECORDED, RUN_BYTES, Recorder, record_steps
 from icl_interp.training.seeds import record_seed
 from icl_interp.weights import WEIGHT_NAMES
 
@@ -83,7 +83,8 @@ class Population:
                     break
                 self._record(bar)
         if not self.finished:
-            self._save()  # without the record that follows: whoever resumes ends as if nothing had happened
+            if np.isfinite(self._engine.total_losses()).any():
+                self._save()  # without the record that follows: whoever resumes ends as if nothing had happened
             self._record(None)
 
     def restore(self, journal: Journal) -> None:
@@ -105,7 +106,7 @@ class Population:
     def run(self, index: int) -> Run:
         """What has become of a config."""
         config, recorder, (engine, device) = self._configs[index], self._recorders[index], self._choices[index]
-        earlier = [] if self._journal is None else self._journal.parts(index)
+        earlier = [] if self._journal is None else self._journal.parts(index, RECORDED)
         dynamics = recorder.join([part for part in (*earlier, recorder.part()) if part])
         versions = {name: version(name) for name in dict.fromkeys(("icl-interp", "torch", "numpy", engine))}
         return Run(

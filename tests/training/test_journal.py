@@ -21,7 +21,7 @@ import torch
 
 import icl_interp as icl
 from icl_interp.config import ModelConfig
-from icl_interp.errors import CheckpointError, ConfigError, SaveError
+from icl_interp.errors import CheckpointError, ConfigError, SaveError, TrainingError
 from icl_interp.formats import files
 from icl_interp.records import TrainConfig
 from icl_interp.tasks import LinearRegression
@@ -254,6 +254,12 @@ def test_records_that_pile_up_go_to_disk(tmp_path: Path, often: None, monkeypatc
     assert len(seen) > 3
     for run, alone in zip(runs, icl.train_many(CONFIGS), strict=True):
         assert_equal(run, alone)
+
+
+def test_a_run_that_diverged_leaves_nothing_to_resume(tmp_path: Path, often: None) -> None:
+    with pytest.raises(TrainingError, match="try a smaller lr"):
+        icl.train(TASK, steps=5000, lr=1e8, optimizer="sgd", out=tmp_path / "run", save_every=1e-9)
+    assert os.listdir(tmp_path) == []
 
 
 def test_the_description_is_plain_json(cut_short: Path) -> None:
