@@ -31,9 +31,7 @@ from icl_interp.training.seeds import init_seed
 from icl_interp.weights import Weights, initial_weights, weight_shapes
 
 MAX_COLUMNS = 128  # heads of a unit: what is summed for them then stays in a second-level cache
-LONG_STEP = (
-    20_000_000  # multiply-adds (half a millisecond) from which dividing a step gains more than handing over costs
-)
+LONG_STEP = 20_000_000  # multiply-adds, half a millisecond: dividing a step gains more than handing over costs
 KINDS = {"adam": ADAM, "adamw": ADAMW, "sgd": SGD}
 
 

@@ -59,6 +59,7 @@ def test_the_same_sign_basin_is_called_so() -> None:
     verdict = result.verdicts.set_index("claim").loc["opposite_heads"]
     assert verdict.status == "fails"
     assert "same-sign basin" in verdict.sentence
+    assert "45 with so many heads end there" in verdict.sentence
     assert result.get(KernelFit).kind == "same_sign"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -81,10 +82,7 @@ def _respond(rows, beta, noise, count, dim, response, model):
                 y[i] += x[i] * b[i]
 
 
-@entry
-def draw(digest: str):
-    """Compiled once; see there."""
-
+def _make(digest: str) -> Callable[..., None]:
     def draw(step, source, state, query, rows, tile, z, x_q, y_q):
         """The prompts of a step, where torch wants them: z (batch, length, at least dim + outputs), x_q and y_q.
 
@@ -114,3 +112,6 @@ def draw(digest: str):
                             out[start + t, k] = rows[(t * model + k) * LANES + i]
 
     return draw
+
+
+draw = entry(_make)

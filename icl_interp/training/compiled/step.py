@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -185,10 +186,7 @@ def _close(error, target, factor, valid):
     return total
 
 
-@entry
-def run(digest: str):
-    """Compiled once; see there."""
-
+def _make(digest: str) -> Callable[..., None]:
     def run(step, steps, begin, end, finish, optimizer, folded, source, scratch, losses, sizes):
         """Of steps `step` to before `step + steps`, the blocks `begin` to before `end`, in one thread.
 
@@ -213,3 +211,6 @@ def run(digest: str):
                     losses[r] += squares / (sizes.batch * sizes.outputs)
 
     return run
+
+
+run = entry(_make)
