@@ -70,14 +70,6 @@ class Population:
         deep = config.n_layers > 1
         self._one_layer = None if deep else _OneLayer(config, self.rows, self.grads, batch, length, block)
 
-    def weights(self, stream: int, run: int) -> Weights:
-        """Views of a run's weights."""
-        return _unpack(self.rows[stream, run], self._config)
-
-    def gradients(self, stream: int, run: int) -> Weights:
-        """Views of a run's gradients."""
-        return _unpack(self.grads[stream, run], self._config)
-
     def descend(self, streams: Sequence[Batches]) -> Float[Tensor, "streams filled"]:
         """Mean squared errors at the next prompts of each stream, over prompts and outputs; gradients to `grads`."""
         return self._autograd(streams) if self._one_layer is None else self._one_layer(streams)
@@ -87,11 +79,14 @@ class Population:
         for stream, source in enumerate(streams):
             prompt = source.prompt()
             for run in range(self._runs):
-                leaves = {name: weight.detach().requires_grad_() for name, weight in self.weights(stream, run).items()}
+                leaves = {
+                    name: weight.detach().requires_grad_()
+                    for name, weight in unpack(self.rows[stream, run], self._config).items()
+                }
                 with torch.enable_grad():
                     value = loss(leaves, self._config, prompt)
                     grads = torch.autograd.grad(value, list(leaves.values()))
-                for view, grad in zip(self.gradients(stream, run).values(), grads, strict=True):
+                for view, grad in zip(unpack(self.grads[stream, run], self._config).values(), grads, strict=True):
                     view.copy_(grad)
                 losses[stream, run] = value.detach()
         return losses
@@ -113,7 +108,7 @@ class _OneLayer:
     def __init__(self, config: ModelConfig, rows: Tensor, grads: Tensor, batch: int, length: int, block: int | None):
         d, D, N, heads = config.dim, config.d_model, config.n_outputs, config.n_heads
         streams, filled = rows.shape[:2]
-        W, g = (_unpack(each.flatten(0, 3), config) for each in (rows, grads))  # (columns, …)
+        W, g = (unpack(each.flatten(0, 3), config) for each in (rows, grads))  # (columns, …)
         self._weights = W["W_Q"][:, :d], W["W_K"], W["W_V"], W["W_O"][:, :, d:]
         self._grads = g["W_Q"][:, :d], g["W_K"], g["W_V"], g["W_O"][:, :, d:]
         self._scale = config.score_scale
@@ -213,7 +208,7 @@ def _pack(weights: Weights) -> Float[Tensor, "layers heads numbers"]:
     return torch.nn.functional.pad(row, (0, -row.shape[-1] % ALIGNED))
 
 
-def _unpack(rows: Float[Tensor, "*rows numbers"], config: ModelConfig) -> Weights:
+def unpack(rows: Float[Tensor, "*rows numbers"], config: ModelConfig) -> Weights:
     """Views of the four tensors, with the axes of `rows` first."""
     shapes = {name: shape[2:] for name, shape in weight_shapes(config).items()}
     sizes = [math.prod(shape) for shape in shapes.values()]

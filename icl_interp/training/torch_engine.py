@@ -20,7 +20,7 @@ from icl_interp.config import ModelConfig
 from icl_interp.records import TrainConfig
 from icl_interp.tasks import Prompt, Task
 from icl_interp.training.engine import SMALL_STEP
-from icl_interp.training.gradients import Population
+from icl_interp.training.gradients import Population, unpack
 from icl_interp.training.prompts import Given, Sampled, Stream, stream
 from icl_interp.training.seeds import init_seed
 from icl_interp.weights import Weights, initial_weights
@@ -51,7 +51,7 @@ class TorchEngine:
         """Loss and gradient at `prompt`, computed as `advance` computes them."""
         population = Population(model, [[weights]], len(prompt), prompt.length)
         with torch.no_grad():
-            return population.descend([Given(prompt)])[0, 0].item(), population.gradients(0, 0)
+            return population.descend([Given(prompt)])[0, 0].item(), unpack(population.grads[0, 0], model)
 
     def advance(self, steps: int) -> None:
         """Take optimiser steps, each on fresh prompts.  A run that has taken its config's `steps` stands still."""
@@ -60,12 +60,14 @@ class TorchEngine:
 
     def total_losses(self) -> Float[np.ndarray, "runs"]:
         """Each run's loss summed over its steps so far, each before its update: float64, added one by one."""
-        return np.array([group.totals[s, r].item() for group, s, r in self._places])
+        totals = {group: group.totals.cpu() for group in self._groups}
+        return np.array([totals[group][s, r].item() for group, s, r in self._places])
 
     def weights(self) -> list[Weights]:
         """Copies of the current weights, on the CPU."""
+        rows = {group: group.population.rows.cpu() for group in self._groups}
         return [
-            {name: view.to("cpu", copy=True) for name, view in group.population.weights(s, r).items()}
+            {name: view.clone() for name, view in unpack(rows[group][s, r], group.model).items()}
             for group, s, r in self._places
         ]
 
@@ -79,16 +81,11 @@ class TorchEngine:
             group.restore({name: state[f"{i}.{name}"] for name in group.state()})
 
 
-def multiply_adds(configs: Sequence[TrainConfig]) -> int:
-    """About how many multiply-adds each product of a step takes."""
-    return sum(c.batch_size * c.task.length * c.model.n_heads * c.model.d_model * c.model.n_layers for c in configs)
-
-
 class _Group:
     """Runs that are trained at once: equally many on each of `streams` of prompts."""
 
     def __init__(self, streams: Sequence[Sequence[TrainConfig]], device: torch.device):
-        self._config = streams[0][0]
+        self._config, self.model = streams[0][0], streams[0][0].model
         self._streams = [stream(runs[0], device) for runs in streams]
         starts = [[_initial(config, device) for config in runs] for runs in streams]
         self.population = Population(
