@@ -85,6 +85,7 @@ class Journal:
             with safe_open(self.folder / STATE, "pt") as file:
                 about, state = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             step, self._parts = int(about["step"]), int(about["parts"])
+            self._open_parts()
         except Exception as error:
             raise CheckpointError(f"{self.folder} cannot be gone on from: {reason(error)}") from error
         if found != json.loads(dumps(self._described)):
@@ -95,8 +96,7 @@ class Journal:
 
     def parts(self, run: int, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
         """A run's records, part by part: the tensors saved as `RUN.NAME`."""
-        for index in range(len(self._open), self._parts):  # opened once: a population asks for every run in turn
-            self._open.append(safe_open(self._part(index), "pt"))
+        self._open_parts()
         for file in self._open:
             try:
                 yield {name: file.get_tensor(f"{run}.{name}") for name in names}
@@ -106,7 +106,15 @@ class Journal:
     def remove(self) -> None:
         """The training is over, or to be forgotten."""
         self._open.clear()
+        try:
+            (self.folder / STATE).unlink(missing_ok=True)  # first: without it what is left is nothing to go on from
+        except OSError:
+            return
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _open_parts(self) -> None:
+        """Once: a population asks for its runs one after another, and each part knows of all."""
+        self._open += [safe_open(self._part(index), "pt") for index in range(len(self._open), self._parts)]
 
     def _part(self, index: int) -> Path:
         return self.folder / f"records-{index}.safetensors"

@@ -163,7 +163,10 @@ class _Place:
             found = load(self._out)
         except NoCheckpointError:
             return None
-        return found if is_wanted(found) else None
+        if not is_wanted(found):
+            return None
+        Journal(self._out, {}, 1).remove()  # what is left of it, if the training was killed between its last two acts
+        return found
 
     def journal(self, population: Population, save_every: float) -> Journal | None:
         """Where the state of `population` is kept; what is there is restored, refused or removed."""

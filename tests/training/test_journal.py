@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -194,7 +195,7 @@ def test_only_what_it_was_goes_on(cut_short: Path) -> None:
         icl.train(TASK, steps=4000, engine="torch", out=cut_short, resume=True)
 
 
-@pytest.mark.parametrize("name", ["state.safetensors", "training.json"])
+@pytest.mark.parametrize("name", ["state.safetensors", "training.json", "records-0.safetensors"])
 @pytest.mark.parametrize("harm", ["truncated", "empty", "gone"])
 def test_a_damaged_state_is_refused(cut_short: Path, name: str, harm: str) -> None:
     file = state_of(cut_short) / name
@@ -254,6 +255,16 @@ def test_records_that_pile_up_go_to_disk(tmp_path: Path, often: None, monkeypatc
     assert len(seen) > 3
     for run, alone in zip(runs, icl.train_many(CONFIGS), strict=True):
         assert_equal(run, alone)
+
+
+def test_a_kill_between_the_run_and_the_removal_of_its_state(tmp_path: Path, cut_short: Path) -> None:
+    """The finished run is opened, and what is left of the state cannot be taken for one."""
+    state, kept = state_of(cut_short), tmp_path / "kept"
+    shutil.copytree(state, kept)
+    whole = icl.train(TASK, steps=4000, out=cut_short, resume=True)
+    kept.rename(state)
+    assert_equal(whole, icl.train(TASK, steps=4000, out=cut_short, resume=True))
+    assert not state.exists()
 
 
 def test_a_run_that_diverged_leaves_nothing_to_resume(tmp_path: Path, often: None) -> None:
