@@ -213,6 +213,7 @@ print(numba_engine.NumbaEngine.grad(model, initial_weights(model), task.sample(4
 """
 
 
+@pytest.mark.slow  # it compiles everything
 def test_a_disk_too_full_for_the_cache_is_no_obstacle() -> None:
     done = subprocess.run([sys.executable, "-c", FULL], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "True", done.stderr
