@@ -88,9 +88,8 @@ class _Group:
         self._config, self.model = streams[0][0], streams[0][0].model
         self._streams = [stream(runs[0], device) for runs in streams]
         starts = [[_initial(config, device) for config in runs] for runs in streams]
-        self.population = Population(
-            self._config.model, starts, self._config.batch_size, self._config.task.length, _block(self._config, device)
-        )
+        length = int(self._config.task.length)  # a user's task may say it with numpy's numbers
+        self.population = Population(self.model, starts, self._config.batch_size, length, _block(self._config, device))
         rows = self.population.rows
         self.totals = torch.zeros(rows.shape[:2], dtype=torch.float64, device=device)
         self._done = 0
@@ -103,7 +102,7 @@ class _Group:
                 parts = [t[s, at[0] : at[-1] + 1] for t in (rows, self.population.grads, *moments)]
                 slices[settings].append([*parts, counts[s, at[0]]])
         self._updates = [_update(self._config.optimizer, settings, parts) for settings, parts in slices.items()]
-        size = rows[..., 0].numel() * self._config.batch_size * self._config.task.length * self._config.model.d_model
+        size = rows[..., 0].numel() * self._config.batch_size * length * self.model.d_model
         self._threads = 1 if size < SMALL_STEP else None
         self._take_step = _Captured(self._step, self._streams, device) if device.type == "cuda" else self._step
 
