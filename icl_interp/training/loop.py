@@ -108,8 +108,8 @@ def train_many(
     """Train a population in one program: seeds, numbers of heads, learning rates, tasks side by side.
 
     Each run is the one that `train` would give: its numbers depend neither on the others nor on the number of threads.
-    Configs with the same `data_seed`, task and batch_size share their prompts.  A population is then trained up to
-    three times faster, but its runs are no independent sample: all of them are lucky on the same prompts, so an error
+    Configs with the same `data_seed`, task and batch_size share their prompts.  A population is then trained about
+    twice as fast, but its runs are no independent sample: all of them are lucky on the same prompts, so an error
     bar taken over shared runs leaves out the spread that comes from data.  It is right for what differs between runs
     on the same data (initialisation, heads, learning rate: paired, and less noisy for it) and too small for all else.
 
