@@ -51,7 +51,7 @@ FITTED_IN_WORDS = (
     "the demonstrations. G is the identity for isotropic covariates."
 )
 # Seeds of 256 that end with all heads of one sign after 100,000 steps, by heads (benchmarks/same_sign.py).
-SAME_SIGN = {2: 45, 3: 4}
+SAME_SIGN = {2: 45, 3: 4}  # none with 4 or 8
 
 Kind = Literal["opposite", "same_sign", "single", "unstructured"]
 
