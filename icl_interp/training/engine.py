@@ -13,7 +13,8 @@ from torch import Tensor
 from icl_interp.config import ModelConfig
 from icl_interp.records import TrainConfig
 from icl_interp.tasks import Prompt
-from icl_interp.weights import Weights
+from icl_interp.training.seeds import init_seed
+from icl_interp.weights import Weights, initial_weights
 
 # Below so many multiply-adds a step is small.  A GPU would only wait for its kernels to start: about 40 of them, some
 # 10 µs each.  A second thread gains torch 0 to 7 % where it is free, and costs a factor of six where it is not.
@@ -58,3 +59,13 @@ class EngineType(Protocol):
     def grad(self, model: ModelConfig, weights: Weights, prompt: Prompt) -> tuple[float, Weights]:
         """Loss and gradient at `prompt`, computed as `advance` computes them."""
         ...
+
+
+def starting_weights(config: TrainConfig) -> Weights:
+    """What a run starts from: drawn on the CPU, the same for every engine and device."""
+    return initial_weights(config.model, torch.Generator().manual_seed(init_seed(config.seed)))
+
+
+def optimizer_settings(config: TrainConfig) -> tuple[float, ...]:
+    """lr, weight decay, β₁, β₂ and momentum: what may differ between runs that take their steps together."""
+    return config.lr, config.weight_decay, *config.betas, config.momentum

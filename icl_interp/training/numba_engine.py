@@ -26,9 +26,9 @@ from icl_interp.training.compiled.compiler import LANES, aligned
 from icl_interp.training.compiled.prompts import Source
 from icl_interp.training.compiled.step import Folded, Optimizer, Scratch, Sizes
 from icl_interp.training.compiled.weights import ADAM, ADAMW, SGD
+from icl_interp.training.engine import optimizer_settings, starting_weights
 from icl_interp.training.gaussian import gaussian, tile
-from icl_interp.training.seeds import init_seed
-from icl_interp.weights import Weights, initial_weights, weight_shapes
+from icl_interp.weights import Weights, weight_shapes
 
 MAX_COLUMNS = 128  # heads of a unit: what is summed for them then stays in a second-level cache
 LONG_STEP = 20_000_000  # multiply-adds, half a millisecond: dividing a step gains more than handing over costs
@@ -105,11 +105,11 @@ class _Unit:
         self.runs, self.model, self.step, self._steps = runs, first.model, 0, first.steps
         self._sizes = _sizes(first.model, first.task.length, first.batch_size, len(runs))
         self._source, self._folded, self._scratch = gaussian(first), _folded(self._sizes), _scratch(self._sizes)
-        start = np.stack([_flatten(_start(configs[run])) for run in runs])
+        start = np.stack([_flatten(starting_weights(configs[run])) for run in runs])
         self.optimizer = Optimizer(
             KINDS[first.optimizer],
             *(aligned(array) for array in (start, 0 * start, 0 * start, 0 * start)),
-            settings=np.array([_settings(configs[run]) for run in runs]),
+            settings=np.array([optimizer_settings(configs[run]) for run in runs]),
         )
         self.losses = np.zeros(len(runs))
 
@@ -172,14 +172,6 @@ def _units(configs: Sequence[TrainConfig], threads: int) -> list[Sequence[int]]:
         size = max(1, min(MAX_COLUMNS // heads, -(-len(runs) // threads)))
         units += [runs[i : i + size] for i in range(0, len(runs), size)]
     return units
-
-
-def _start(config: TrainConfig) -> Weights:
-    return initial_weights(config.model, torch.Generator().manual_seed(init_seed(config.seed)))
-
-
-def _settings(config: TrainConfig) -> tuple[float, ...]:
-    return config.lr, config.weight_decay, *config.betas, config.momentum
 
 
 def _sizes(model: ModelConfig, length: int, batch: int, runs: int = 1) -> Sizes:

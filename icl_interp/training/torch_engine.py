@@ -19,11 +19,10 @@ from torch.optim.sgd import sgd
 from icl_interp.config import ModelConfig
 from icl_interp.records import TrainConfig
 from icl_interp.tasks import Prompt, Task
-from icl_interp.training.engine import SMALL_STEP
+from icl_interp.training.engine import SMALL_STEP, optimizer_settings, starting_weights
 from icl_interp.training.gradients import Population, unpack
 from icl_interp.training.prompts import Given, Sampled, Stream, stream
-from icl_interp.training.seeds import init_seed
-from icl_interp.weights import Weights, initial_weights
+from icl_interp.weights import Weights
 
 COLUMNS = 32  # heads of one block, where runs share their prompts
 WARM_UP = 3  # steps before a CUDA graph is captured, in which the libraries allocate what they need
@@ -97,7 +96,7 @@ class _Group:
         self._kept = {"weights": rows, "moments": moments, "counts": counts, "totals": self.totals}
         slices: dict[tuple[float, ...], list[list[Tensor]]] = defaultdict(list)
         for s, runs in enumerate(streams):
-            for settings, alike in itertools.groupby(enumerate(runs), lambda run: _settings(run[1])):
+            for settings, alike in itertools.groupby(enumerate(runs), lambda run: optimizer_settings(run[1])):
                 at = [r for r, _ in alike]
                 parts = [t[s, at[0] : at[-1] + 1] for t in (rows, self.population.grads, *moments)]
                 slices[settings].append([*parts, counts[s, at[0]]])
@@ -184,8 +183,7 @@ class _Captured:
 
 
 def _initial(config: TrainConfig, device: torch.device) -> Weights:
-    weights = initial_weights(config.model, torch.Generator().manual_seed(init_seed(config.seed)))
-    return {name: weight.to(device) for name, weight in weights.items()}
+    return {name: weight.to(device) for name, weight in starting_weights(config).items()}
 
 
 def _block(config: TrainConfig, device: torch.device) -> int | None:
@@ -198,15 +196,11 @@ def _block(config: TrainConfig, device: torch.device) -> int | None:
     return 1 if config.data_seed is None else max(1, COLUMNS // config.model.n_heads)
 
 
-def _settings(config: TrainConfig) -> tuple[float, ...]:
-    return (config.lr, config.weight_decay, *config.betas, config.momentum)
-
-
 def _grouped(configs: Sequence[TrainConfig]) -> list[list[list[int]]]:
     """Which runs are trained at once: for each group, for each of its streams, their indices."""
 
     streams: dict[tuple[Hashable, ...], list[int]] = defaultdict(list)
-    for i, c in sorted(enumerate(configs), key=lambda item: _settings(item[1])):
+    for i, c in sorted(enumerate(configs), key=lambda item: optimizer_settings(item[1])):
         shape = (_identity(c.task), c.model, c.batch_size, c.steps, c.optimizer, c.data_seed is None)
         streams[shape, c.prompt_seed].append(i)
     groups: dict[tuple[Hashable, ...], list[list[int]]] = defaultdict(list)
