@@ -14,6 +14,25 @@ from icl_interp.training.seeds import data_seed
 from icl_interp.weights import WEIGHT_NAMES, Weights
 
 
+class Cubic:
+    """A user's own task: y = (βᵀx)³."""
+
+    dim, length, n_outputs = 2, 8, 1
+
+    def sample(
+        self,
+        batch: int,
+        *,
+        length: int | None = None,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+    ) -> Prompt:
+        x = torch.randn(batch, (length or self.length) + 1, 2, generator=generator, device=device)
+        beta = torch.randn(batch, 2, 1, generator=generator, device=device)
+        y = (x @ beta) ** 3
+        return Prompt(x[:, :-1], y[:, :-1], x[:, -1], y[:, -1])
+
+
 def autograd(weights: Weights, config: ModelConfig, prompt: Prompt) -> tuple[float, Weights]:
     """Loss and gradient in float64 through the full hooked module: no folding, no query row."""
     model = ICLTransformer.from_weights(config, {name: weight.double() for name, weight in weights.items()})

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import oracles
 import pytest
 import torch
 
@@ -66,33 +67,14 @@ def test_deeper_models_train() -> None:
     assert run.circuits().KQ.shape == (2, 2, 4, 4)
 
 
-class Cubic:
-    """A user's own task: y = (βᵀx)³."""
-
-    dim, length, n_outputs = 2, 8, 1
-
-    def sample(
-        self,
-        batch: int,
-        *,
-        length: int | None = None,
-        generator: torch.Generator | None = None,
-        device: torch.device | str | None = None,
-    ) -> Prompt:
-        x = torch.randn(batch, (length or self.length) + 1, 2, generator=generator, device=device)
-        beta = torch.randn(batch, 2, 1, generator=generator, device=device)
-        y = (x @ beta) ** 3
-        return Prompt(x[:, :-1], y[:, :-1], x[:, -1], y[:, -1])
-
-
 def test_a_task_of_the_users_own_trains_saves_and_is_analyzed(tmp_path: Path) -> None:
-    run = icl.train(Cubic(), steps=50, out=tmp_path / "cubic")
+    run = icl.train(oracles.Cubic(), steps=50, out=tmp_path / "cubic")
     assert {outcome.status for outcome in icl.analyze(run, budget=500)} <= {"done", "not_applicable"}
     loaded = icl.Run.load(tmp_path / "cubic")
     assert isinstance(loaded.task, UnavailableTask)
     without = {outcome.probe: outcome.status for outcome in icl.analyze(loaded, budget=500)}
     assert without["risk"] == "skipped"
-    assert {o.status for o in icl.analyze(loaded, Cubic(), budget=500)} <= {"done", "not_applicable"}
+    assert {o.status for o in icl.analyze(loaded, oracles.Cubic(), budget=500)} <= {"done", "not_applicable"}
 
 
 @pytest.mark.parametrize(
@@ -169,7 +151,7 @@ def test_ctrl_c_keeps_what_was_trained(tmp_path: Path) -> None:
 def test_a_small_training_takes_one_thread_and_gives_the_others_back() -> None:
     seen: list[int] = []
 
-    class Watched(Cubic):
+    class Watched(oracles.Cubic):
         def sample(self, *arguments: int, **options: object) -> Prompt:
             seen.append(torch.get_num_threads())
             return super().sample(*arguments, **options)  # type: ignore[arg-type]
