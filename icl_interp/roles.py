@@ -105,12 +105,21 @@ def along(shape: Float[np.ndarray, "dim dim"], KQ_11: Float[np.ndarray, "*heads 
     return root @ KQ_11 @ root
 
 
+def ideal_matrices(
+    circuits: Circuits, shape: Float[np.ndarray, "dim dim"]
+) -> Float[np.ndarray, "layers heads dim dim"]:
+    """KQ_11 of each head's ideal self: ω·G; with several responses its own diagonal, which has features by task."""
+    if circuits.n_outputs > 1:
+        return circuits.KQ_11 * np.eye(circuits.dim)
+    omega = np.diagonal(along(shape, circuits.KQ_11), axis1=-2, axis2=-1).mean(-1)
+    return omega[..., None, None] * shape
+
+
 def classify(circuits: Circuits, prompts: Iterable[Prompt], shape: Float[np.ndarray, "dim dim"]) -> Heads:
     """The roles of a one-layer model's heads on `prompts` (float64 batches, thousands of prompts in all)."""
     omega = np.diagonal(along(shape, circuits.KQ_11[0]), axis1=-2, axis2=-1)
-    parts = _Parts.measure(
-        (circuits.head_outputs(p), _ideal_kernels(circuits, p, shape, omega.mean(-1)), p.y.mean(1)) for p in prompts
-    )
+    matrices = torch.from_numpy(ideal_matrices(circuits, shape)[0])
+    parts = _Parts.measure((circuits.head_outputs(p), _ideal_kernels(matrices, p), p.y.mean(1)) for p in prompts)
     roles, cancelling = _assign(parts, omega)
     quarters = [parts.of(quarter) for quarter in np.array_split(np.arange(len(parts.outputs)), 4) if len(quarter)]
     energy = parts.energy(parts.outputs)
@@ -129,15 +138,9 @@ def classify(circuits: Circuits, prompts: Iterable[Prompt], shape: Float[np.ndar
     )
 
 
-def _ideal_kernels(
-    circuits: Circuits, prompt: Prompt, shape: np.ndarray, omega: np.ndarray
-) -> Float[Tensor, "batch heads outputs"]:
-    """Σ softmax(·) y of each ideal head; with several responses KQ_11 keeps its whole diagonal (features by task)."""
-    if circuits.n_outputs == 1:
-        matrices = omega[:, None, None] * shape
-    else:
-        matrices = circuits.KQ_11[0] * np.eye(circuits.dim)
-    asks = einsum(torch.from_numpy(matrices).to(prompt.x), prompt.x_q, "h k q, b q -> b h k")
+def _ideal_kernels(matrices: Float[Tensor, "heads dim dim"], prompt: Prompt) -> Float[Tensor, "batch heads outputs"]:
+    """Σ softmax(·) y of each ideal head."""
+    asks = einsum(matrices.to(prompt.x), prompt.x_q, "h k q, b q -> b h k")
     weights = torch.softmax(einsum(asks, prompt.x, "b h k, b l k -> b h l"), -1)
     return einsum(weights, prompt.y, "b h l, b l n -> b h n")
 
