@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypedDict, TypeVar, overload
 
 import pandas as pd
 import torch
@@ -19,13 +19,33 @@ from icl_interp.devices import named_device
 from icl_interp.errors import ConfigError
 from icl_interp.formats import load_run
 from icl_interp.formats.files import write_file
-from icl_interp.probing import Context, Outcome, Probe, Verdict, broken, discover, run_probe
+from icl_interp.probing import AnyProbe, Context, Outcome, Probe, Verdict, broken, discover, run_probe
 from icl_interp.records import Run
-from icl_interp.serialization import dumps, to_data
+from icl_interp.serialization import Json, dumps, to_data
 from icl_interp.tasks import Task, UnavailableTask, check_task
 
 R = TypeVar("R")
 SCHEMA_VERSION = 1
+
+
+class ProbeData(TypedDict):
+    """What `Analysis.to_data` says of one probe: an `Outcome` without its blocks."""
+
+    title: str
+    status: str
+    source: str
+    reason: str
+    verdicts: list[dict[str, Json]]
+    result: dict[str, Json] | None
+
+
+class AnalysisData(TypedDict):
+    """What `Analysis.to_data` returns: provenance, circuits, and each probe by name."""
+
+    schema_version: int
+    provenance: dict[str, Json]
+    circuits: dict[str, Json]
+    probes: dict[str, ProbeData]
 
 
 @dataclass(frozen=True)
@@ -49,7 +69,10 @@ class Provenance:
 
 @dataclass(frozen=True, eq=False)
 class Analysis:
-    """Everything the probes left behind: `result["kernel_fit"].value`, `result.verdicts`, `result.circuits`."""
+    """Everything the probes left behind: `result["kernel_fit"]`, `result.verdicts`, `result.circuits`.
+
+    What a probe found is `result["kernel_fit"].value`, or, with a type that checkers know, `result.get(KernelFit)`.
+    """
 
     provenance: Provenance
     circuits: Circuits
@@ -90,7 +113,7 @@ class Analysis:
         columns = ["probe", "claim", "source", "status", "value", "low", "high", "threshold", "sentence"]
         return pd.DataFrame([_row(o.probe, v) for o in self.outcomes for v in o.verdicts], columns=columns)
 
-    def to_data(self) -> dict[str, Any]:
+    def to_data(self) -> AnalysisData:
         """The whole analysis as JSON-ready data; the same input gives the same data."""
         return {
             "schema_version": SCHEMA_VERSION,
@@ -109,35 +132,47 @@ class Analysis:
             },
         }
 
-    def to_json(self, path: str | Path | None = None) -> str:
-        """The analysis as strict JSON text, also written to `path` if given.
+    @overload
+    def to_json(self, path: None = None) -> str: ...
+    @overload
+    def to_json(self, path: str | Path) -> None: ...
+    def to_json(self, path: str | Path | None = None) -> str | None:
+        """The analysis as strict JSON text; given a `path`, it is written there, not returned.
 
         Raises:
             SaveError: `path` could not be written.
         """
         # A path may hold bytes that are no UTF-8, which Python keeps as lone surrogates; JSON can spell those.
         text = dumps(self.to_data()).encode(errors="backslashreplace").decode() + "\n"
-        return _also_written(text, path)
+        return _written(text, path)
 
-    def to_html(self, path: str | Path | None = None) -> str:
-        """The analysis as one offline HTML page of at most 2.2 MB, also written to `path` if given.
+    @overload
+    def to_html(self, path: None = None) -> str: ...
+    @overload
+    def to_html(self, path: str | Path) -> None: ...
+    def to_html(self, path: str | Path | None = None) -> str | None:
+        """The analysis as one offline HTML page (2.2 MB at most); given a `path`, it is written there, not returned.
 
         Raises:
             SaveError: `path` could not be written.
         """
         from icl_interp_reports import to_html
 
-        return _also_written(to_html(self), path)
+        return _written(to_html(self), path)
 
-    def to_markdown(self, path: str | Path | None = None) -> str:
-        """The analysis as Markdown text, also written to `path` if given.
+    @overload
+    def to_markdown(self, path: None = None) -> str: ...
+    @overload
+    def to_markdown(self, path: str | Path) -> None: ...
+    def to_markdown(self, path: str | Path | None = None) -> str | None:
+        """The analysis as Markdown text; given a `path`, it is written there, not returned.
 
         Raises:
             SaveError: `path` could not be written.
         """
         from icl_interp_reports import to_markdown
 
-        return _also_written(to_markdown(self), path)
+        return _written(to_markdown(self), path)
 
     def __repr__(self) -> str:
         from icl_interp_reports import analysis_in_a_line
@@ -159,7 +194,7 @@ def analyze(
     checkpoint: str | Path | Run | torch.nn.Module,
     task: Task | None = None,
     *,
-    probes: Sequence[str | Probe[Any]] | None = None,
+    probes: str | Sequence[str | AnyProbe | type[AnyProbe]] | None = None,
     seed: int = 0,
     budget: int | None = None,
     device: str | torch.device = "auto",
@@ -169,7 +204,7 @@ def analyze(
     Args:
         checkpoint: a run's folder, a `Run`, or an `ICLTransformer`.
         task: the distribution to read it under; None means the one it was trained on.
-        probes: names or probes; None means all that are installed.
+        probes: names, or probes and classes declared with `@probe`; None means all that are installed.
         seed: of all prompts that the probes draw: the same seed gives the same analysis.
         budget: prompts that one measurement may draw; with too few, claims come out inconclusive.
         device: where forward passes run; "auto" is the CPU, since a few ten thousand prompts gain nothing on a GPU.
@@ -208,10 +243,11 @@ def analyze(
     return Analysis(provenance, run.circuits(), tuple(outcomes))
 
 
-def _also_written(text: str, path: str | Path | None) -> str:
-    if path is not None:
-        write_file(path, text)
-    return text
+def _written(text: str, path: str | Path | None) -> str | None:
+    if path is None:
+        return text
+    write_file(path, text)
+    return None
 
 
 def _open(checkpoint: str | Path | Run | torch.nn.Module) -> Run:
@@ -234,11 +270,13 @@ def _on_disk(origin: str) -> bool:
         return False
 
 
-def _choose(probes: Sequence[str | Probe[Any]] | None) -> tuple[list[Probe[Any]], dict[str, BaseException]]:
+def _choose(
+    probes: str | Sequence[str | AnyProbe | type[AnyProbe]] | None,
+) -> tuple[list[Probe[object]], dict[str, BaseException]]:
     known, failed = discover()
     if probes is None:
         return list(known.values()), failed
-    chosen: dict[str, Probe[Any]] = {}
+    chosen: dict[str, Probe[object]] = {}
     for asked in [probes] if isinstance(probes, str) else probes:
         if isinstance(asked, str):
             if asked not in known:
@@ -261,7 +299,7 @@ def _task_from(run: Run, task: Task | None) -> str:
     return "unavailable: a user's own" if isinstance(run.task, UnavailableTask) else "the run's own"
 
 
-def _row(probe: str, verdict: Verdict) -> dict[str, Any]:
+def _row(probe: str, verdict: Verdict) -> dict[str, object]:
     estimate = verdict.estimate
     return {
         "probe": _valid(probe),

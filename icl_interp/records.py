@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, overload
+from typing import TYPE_CHECKING, Literal, get_args, overload
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -17,10 +17,12 @@ from icl_interp.weights import Weights, check_weights
 
 if TYPE_CHECKING:
     import pandas as pd
+    import torch
 
     from icl_interp.analysis import Analysis
     from icl_interp.circuits import Circuits
     from icl_interp.model import ICLTransformer
+    from icl_interp.probing import AnyProbe
 
 Optimizer = Literal["adam", "adamw", "sgd"]
 
@@ -247,11 +249,19 @@ class Runs(Sequence[Run]):
 
         return save_runs(self, path, overwrite=overwrite)
 
-    def analyze(self, **options: Any) -> list[Analysis]:
-        """`analyze` of each run, with the same options."""
+    def analyze(
+        self,
+        task: Task | None = None,
+        *,
+        probes: str | Sequence[str | AnyProbe | type[AnyProbe]] | None = None,
+        seed: int = 0,
+        budget: int | None = None,
+        device: str | torch.device = "auto",
+    ) -> list[Analysis]:
+        """`icl_interp.analyze` of each run, with the same options."""
         from icl_interp.analysis import analyze
 
-        return [analyze(run, **options) for run in self]
+        return [analyze(run, task, probes=probes, seed=seed, budget=budget, device=device) for run in self]
 
     def to_frame(self) -> pd.DataFrame:
         """One row a run: what it was trained with, as far as runs differ, and what came out.
@@ -261,9 +271,8 @@ class Runs(Sequence[Run]):
         """
         import pandas as pd
 
-        frame = pd.DataFrame([_settings(run) | _results(run) for run in self])
-        settings = [name for name in frame.columns if name not in _RESULTS]
-        return frame.drop(columns=[name for name in settings if len(set(map(str, frame[name]))) == 1])
+        rows = [summary(run) for run in self]
+        return pd.DataFrame(rows, columns=[*differing(rows), *RESULTS])
 
     def __len__(self) -> int:
         return len(self._runs)
@@ -283,28 +292,60 @@ class Runs(Sequence[Run]):
     def __iter__(self) -> Iterator[Run]:
         return (self[i] for i in range(len(self)))
 
+    @property
+    def folder(self) -> Path | None:
+        """The folder in which all of them are; None for runs in memory."""
+        places = {run.parent if isinstance(run, Path) else None for run in self._runs}
+        return places.pop() if len(places) == 1 else None
+
     def __repr__(self) -> str:
-        where = f", in {self._runs[0].parent}" if self._runs and isinstance(self._runs[0], Path) else ""
-        return f"Runs({len(self)} runs{where})"
+        from icl_interp_reports import runs_in_a_line
+
+        return runs_in_a_line(self)
+
+    def __str__(self) -> str:
+        from icl_interp_reports import runs_text
+
+        return runs_text(self)
+
+    def _repr_html_(self) -> str:
+        from icl_interp_reports import runs_in_notebook
+
+        return runs_in_notebook(self)
 
 
-_RESULTS = ("step", "loss", "loss_error", "omega", "mu")
+RESULTS = ("step", "loss", "loss_error", "omega", "mu")
 
 
-def _settings(run: Run) -> dict[str, Any]:
-    model = {name: getattr(run.model_config, name) for name in ("n_heads", "n_layers", "d_head", "activation")}
-    if run.training is None:
-        return {"task": run.task, **model}
-    names = ("lr", "optimizer", "weight_decay", "batch_size", "steps", "seed", "data_seed")
-    return {"task": run.task, **model, **{name: getattr(run.training, name) for name in names}}
+def summary(run: Run) -> dict[str, object]:
+    """A run's row in `Runs.to_frame`: all its settings by name, then `RESULTS`."""
+    names = ("n_heads", "n_layers", "d_head", "activation")
+    row = {"task": run.task} | {name: getattr(run.model_config, name) for name in names}
+    if run.training is not None:
+        names = ("lr", "optimizer", "weight_decay", "batch_size", "steps", "seed", "data_seed")
+        row |= {name: getattr(run.training, name) for name in names}
+    return row | dict(zip(RESULTS, _results(run), strict=True))
 
 
-def _results(run: Run) -> dict[str, Any]:
+def differing(rows: Sequence[Mapping[str, object]]) -> list[str]:
+    """The settings in which summaries differ; one that a run lacks counts as None."""
+    names = dict.fromkeys(name for row in rows for name in row if name not in RESULTS)
+    return [name for name in names if len({_said(row.get(name)) for row in rows}) > 1]
+
+
+def _said(value: object) -> str:
+    try:
+        return str(value)
+    except Exception:  # a user's own task may have no repr that works
+        return f"{type(value).__name__} {id(value)}"
+
+
+def _results(run: Run) -> tuple[object, ...]:
     circuits = run.circuits()
     late = run.dynamics.loss[run.dynamics.steps >= 0.8 * run.dynamics.steps[-1]] if run.dynamics else np.full(1, np.nan)
     error = late.std(ddof=1) / len(late) ** 0.5 if len(late) > 1 else np.nan
     omega, mu = (tuple(values.ravel().tolist()) for values in (circuits.omega, circuits.mu))
-    return dict(zip(_RESULTS, (run.step, late.mean(), error, omega, mu), strict=True))
+    return run.step, float(late.mean()), float(error), omega, mu
 
 
 def check_dynamics(dynamics: Dynamics, model: ModelConfig) -> None:

@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Callable
 from functools import cache
-from typing import Any, TypeVar, get_origin
+from typing import Any, TypeAlias, TypeVar, get_origin
 
 import numpy as np
 from cattrs import BaseValidationError, Converter, transform_error
@@ -23,12 +23,17 @@ from icl_interp.errors import CheckpointError
 from icl_interp.tasks import KMS, Covariance, LinearRegression, Mean, Task, UnavailableTask
 
 T = TypeVar("T")
+# What JSON can say.
+Json: TypeAlias = dict[str, "Json"] | list["Json"] | str | int | float | bool | None
 _DTYPES = ("bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)), "float32", "float64")
 TASKS: dict[str, type[Task]] = {"LinearRegression": LinearRegression, "custom": UnavailableTask}
 
 
-def to_data(value: object, kind: Any = None) -> Any:
-    """`value` (made of dataclasses, containers, arrays and numbers) as JSON-ready data; as a `kind` if given."""
+def to_data(value: object, kind: object = None) -> Any:
+    """`value` (made of dataclasses, containers, arrays and numbers) as JSON-ready data; as a `kind` if given.
+
+    A dataclass becomes a dict, a container a list or a dict of the same: its caller knows, the signature cannot say.
+    """
     return _converter().unstructure(value, kind)
 
 

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ from icl_interp.errors import ConfigError
 class Prompt:
     """A batch of prompts: demonstrations, query, and the query's response.
 
+    Where TransformerLens takes tokens it takes a batch of prompts too: `shape` and `ndim` are where its sweeps over
+    positions look.
+
     Raises:
         ConfigError: other than four tensors, or shapes that do not belong together.
     """
@@ -34,6 +37,9 @@ class Prompt:
     y: Float[Tensor, "batch length outputs"]
     x_q: Float[Tensor, "batch dim"]
     y_q: Float[Tensor, "batch outputs"]
+
+    ndim: ClassVar[int] = 2
+    """Axes, as TransformerLens counts those of tokens: batch and positions."""
 
     def __post_init__(self) -> None:
         parts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -54,6 +60,11 @@ class Prompt:
         return self.x.shape[1]
 
     @property
+    def shape(self) -> torch.Size:
+        """(batch, positions), with L + 1 positions: where TransformerLens's position sweeps look."""
+        return torch.Size((len(self), self.length + 1))
+
+    @property
     def demonstrations(self) -> Float[Tensor, "batch length d_model"]:
         """The columns (x_ℓ, y_ℓ) that attention reads."""
         return torch.cat([self.x, self.y], dim=-1)
@@ -72,11 +83,30 @@ class Prompt:
         """The same prompts on another device or in another dtype."""
         return Prompt(*(t.to(device=device, dtype=dtype) for t in (self.x, self.y, self.x_q, self.y_q)))
 
+    def cpu(self) -> Prompt:
+        """The same prompts on the CPU."""
+        return self.to("cpu")
+
     def __len__(self) -> int:
         return self.x.shape[0]
 
     def __getitem__(self, index: slice) -> Prompt:
         return Prompt(self.x[index], self.y[index], self.x_q[index], self.y_q[index])
+
+    def __repr__(self) -> str:
+        from icl_interp_reports import prompt_in_a_line
+
+        return prompt_in_a_line(self)
+
+    def __str__(self) -> str:
+        from icl_interp_reports import prompt_text
+
+        return prompt_text(self)
+
+    def _repr_html_(self) -> str:
+        from icl_interp_reports import prompt_in_notebook
+
+        return prompt_in_notebook(self)
 
 
 @runtime_checkable

@@ -31,6 +31,7 @@ ROOMS = [
     "lens",
     "model",
     "interventions",
+    "export",
     "records",
     "serialization",
     "formats",
@@ -47,7 +48,7 @@ ROOMS = [
 # A probe's author sees these; the rest of the core is not for probes.
 FOR_PROBES = ROOMS[: ROOMS.index("probing") + 1]
 # What is shown, and the types of its parts.
-FOR_REPORTS = {"probing", "analysis", "records", "circuits", "config"}
+FOR_REPORTS = {"probing", "analysis", "records", "circuits", "config", "tasks", "errors"}
 
 
 def python(code):

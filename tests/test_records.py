@@ -1,6 +1,7 @@
 """What training leaves behind: configurations that cannot be are refused, and snapshots are the model of their step."""
 
 import dataclasses
+import inspect
 import math
 import re
 
@@ -11,7 +12,7 @@ import torch
 import icl_interp as icl
 from icl_interp.config import ModelConfig
 from icl_interp.errors import CheckpointError, ConfigError
-from icl_interp.records import Run, TrainConfig, check_dynamics
+from icl_interp.records import Run, Runs, TrainConfig, check_dynamics, differing
 from icl_interp.tasks import LinearRegression
 from icl_interp.weights import initial_weights
 
@@ -195,6 +196,7 @@ def test_runs_are_a_sequence(population):
     assert [run.seed for run in population[[3, 0]]] == [1, 0]
     assert [run.seed for run in population[np.array([True, False, False, True])]] == [0, 1]
     assert repr(population) == "Runs(4 runs)"
+    assert population.folder is None
     with pytest.raises(IndexError):
         population[4]
 
@@ -209,6 +211,25 @@ def test_a_frame_says_what_differs_and_what_came_out(population):
     assert frame["loss"][2] == pytest.approx(late.mean())
     assert frame["loss_error"][2] == pytest.approx(late.std(ddof=1) / len(late) ** 0.5)
     assert list(population[2:].to_frame().columns)[:2] == ["seed", "step"]
+
+
+def test_the_folder_of_runs_is_the_one_they_are_all_in(tmp_path):
+    assert Runs([tmp_path / "0", tmp_path / "1"]).folder == tmp_path
+    assert Runs([tmp_path / "0", tmp_path / "a" / "1"]).folder is None
+    assert Runs([]).folder is None
+
+
+def test_a_setting_that_a_run_lacks_counts_as_none():
+    assert differing([{"a": 1, "b": None, "loss": 1.0}, {"a": 1, "loss": 2.0}]) == []
+    assert differing([{"a": 1, "b": 2}, {"a": 1}]) == ["b"]
+    assert differing([]) == []
+
+
+def test_analysis_of_runs_takes_what_analyze_takes(population):
+    own, whole = (inspect.signature(function).parameters for function in (Runs.analyze, icl.analyze))
+    assert list(own.values())[1:] == list(whole.values())[1:]
+    with pytest.raises(TypeError, match="probe"):
+        population.analyze(probe=["circuit_pattern"])
 
 
 def test_runs_are_analyzed_one_by_one(population):

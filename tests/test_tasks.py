@@ -351,6 +351,19 @@ def test_slices_and_conversions_keep_prompts_whole():
     assert prompt.to("meta").z.device.type == "meta"
 
 
+def test_prompts_stand_where_transformer_lens_takes_tokens():
+    prompt = LinearRegression(3, 6).sample(5, generator=seeded())
+    assert prompt.shape == prompt.z.shape[:2] == torch.Size((5, 7))
+    assert isinstance(prompt.shape, torch.Size)
+    assert prompt[:0].shape == (0, 7)
+    assert prompt.ndim == len(prompt.shape) == 2
+    assert "ndim" not in {field.name for field in dataclasses.fields(prompt)}
+    assert torch.equal(prompt.cpu().z, prompt.z)
+    assert prompt.cpu().z.device.type == "cpu"
+    with pytest.raises(AttributeError):
+        prompt.shape = (1, 2)
+
+
 @pytest.mark.parametrize(
     "shapes",
     [

@@ -21,6 +21,8 @@ _WORDS = {"name", "tex", "text", "title", "x_label", "y_label"}
 
 
 class _Shown:
+    """What every block has in common: an alternative in words, and the checks."""
+
     alt: str
 
     def __post_init__(self) -> None:

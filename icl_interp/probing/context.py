@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from enum import Flag, auto
 from functools import reduce
 from operator import or_
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 import torch
@@ -79,11 +79,11 @@ class Context:
         task = run.task if task is None else task
         self._run = run
         self._task = None if isinstance(task, UnavailableTask) else task
-        self.seed = seed
-        self.budget = DEFAULT_BUDGET if budget is None else budget
-        self.device = torch.device(device)
+        self.seed: int = seed
+        self.budget: int = DEFAULT_BUDGET if budget is None else budget
+        self.device: torch.device = torch.device(device)
         self._allowed = allowed
-        self._shared: dict[str, Any] = {}
+        self._shared: dict[str, object] = {}
 
     def restricted(self, allowed: Need) -> Context:
         """The same view, with only `allowed` in sight.  What was computed is shared."""
@@ -225,7 +225,7 @@ class Context:
     def _once(self, key: str, compute: Callable[[], T]) -> T:
         if key not in self._shared:
             self._shared[key] = compute()
-        return self._shared[key]
+        return cast("T", self._shared[key])
 
     def _entropy(self, label: str) -> int:
         """63 bits of (seed, label), of which torch's generator on the CPU keeps 32."""

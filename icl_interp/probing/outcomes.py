@@ -8,14 +8,16 @@ import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from types import UnionType
+from typing import Literal, TypeVar, cast
 
 from icl_interp.probing.blocks import Block
 from icl_interp.probing.context import Context, Need, NotApplicable
-from icl_interp.probing.registry import Probe, is_probe_file
+from icl_interp.probing.registry import AnyProbe, Probe, is_probe_file
 from icl_interp.probing.verdicts import Verdict
 from icl_interp.serialization import dumps, to_data
 
+T = TypeVar("T")
 OutcomeStatus = Literal["done", "skipped", "not_applicable", "failed", "broken"]
 
 _OFFERS = {
@@ -31,14 +33,15 @@ class Outcome:
     """One probe's outcome.
 
     `status` is `done`, `skipped` (a need was not met), `not_applicable` (the probe said so), `failed` (it raised), or
-    `broken` (it could not be loaded); `reason` says why, `details` holds a failure's traceback.  `about` is the first
-    paragraph of the probe's docstring, `source` the module or file it came from, `looked_at` what it declared.
+    `broken` (it could not be loaded); `reason` says why, `details` holds a failure's traceback.  `value` is what the
+    probe found; its type is the probe's own, so type checkers see an `object`: `Analysis.get` is typed.  `about` is the
+    first paragraph of the probe's docstring, `source` the module or file it came from, `looked_at` what it declared.
     """
 
     probe: str
     title: str
     status: OutcomeStatus
-    value: Any = None
+    value: object = None
     blocks: tuple[Block, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
     reason: str = ""
@@ -58,8 +61,12 @@ class Outcome:
         return outcome_in_notebook(self)
 
 
-def run_probe(probe: Probe[Any], context: Context) -> Outcome:
+def run_probe(probe: AnyProbe, context: Context) -> Outcome:
     """Run one probe; whatever it does, an outcome comes back (but for Ctrl-C)."""
+    return _run(cast("Probe[object]", probe), context)  # `blocks` and `judge` take what `run` returned
+
+
+def _run(probe: Probe[object], context: Context) -> Outcome:
     skipped = Outcome(
         probe.name,
         probe.title,
@@ -112,7 +119,7 @@ def _check_result(value: object) -> None:
         raise TypeError(f"{type(value).__name__}, what run() returned, does not go to JSON: {error}") from error
 
 
-def _sequence(values: Sequence[Any], kind: Any, promise: str) -> tuple[Any, ...]:
+def _sequence(values: Sequence[T], kind: type | UnionType, promise: str) -> tuple[T, ...]:
     if not isinstance(values, Iterable):
         raise TypeError(f"{promise}, got {type(values).__name__}")
     values = tuple(values)

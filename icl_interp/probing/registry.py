@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Never, Protocol, TypeVar, cast, runtime_checkable
 
 from icl_interp.errors import ConfigError
 from icl_interp.probing.blocks import Block
@@ -21,7 +21,6 @@ from icl_interp.probing.context import Context, Need
 from icl_interp.probing.verdicts import Verdict
 
 R = TypeVar("R")
-C = TypeVar("C", bound=type)
 ENTRY_POINTS = "icl_interp.probes"
 _FILE_MODULE = "icl_interp_probe_file_"
 
@@ -49,10 +48,29 @@ class Probe(Protocol[R]):
         ...
 
 
-_REGISTRY: dict[str, Probe[Any]] = {}
+class AnyProbe(Protocol):
+    """Any probe, whatever it finds, as a type checker sees it: `@probe` adds name and needs only at run time."""
+
+    def run(self, context: Context, /) -> object:
+        """See `Probe`."""
+        ...
+
+    def blocks(self, result: Never, /) -> Sequence[Block]:
+        """See `Probe`."""
+        ...
+
+    def judge(self, result: Never, /) -> Sequence[Verdict]:
+        """See `Probe`."""
+        ...
 
 
-def probe(*, name: str, title: str, needs: Need, uses: Need = Need.NONE, cost: str = "seconds") -> Callable[[C], C]:
+A = TypeVar("A", bound=AnyProbe)
+_REGISTRY: dict[str, Probe[object]] = {}
+
+
+def probe(
+    *, name: str, title: str, needs: Need, uses: Need = Need.NONE, cost: str = "seconds"
+) -> Callable[[type[A]], type[A]]:
     """Register a class as a probe.
 
     Args:
@@ -67,7 +85,7 @@ def probe(*, name: str, title: str, needs: Need, uses: Need = Need.NONE, cost: s
             without run, blocks and judge.
     """
 
-    def register(kind: C) -> C:
+    def register(kind: type[A]) -> type[A]:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
             raise ConfigError(f"a probe's name must be snake_case, got {name!r}")
         if not title.strip():
@@ -80,14 +98,15 @@ def probe(*, name: str, title: str, needs: Need, uses: Need = Need.NONE, cost: s
         taken = _REGISTRY.get(name)
         if taken is not None and _home(type(taken)) != _home(kind):
             raise ConfigError(f"the name {name!r} is taken by {_home(type(taken))}")
-        kind.name, kind.title, kind.needs, kind.uses, kind.cost = name, title, needs, uses, cost
-        _REGISTRY[name] = kind()
+        for word, value in (("name", name), ("title", title), ("needs", needs), ("uses", uses), ("cost", cost)):
+            setattr(kind, word, value)
+        _REGISTRY[name] = cast("Probe[object]", kind())
         return kind
 
     return register
 
 
-def discover() -> tuple[dict[str, Probe[Any]], dict[str, BaseException]]:
+def discover() -> tuple[dict[str, Probe[object]], dict[str, BaseException]]:
     """All probes by name, after loading every entry point; and the entry points that failed to load, with why."""
     broken: dict[str, BaseException] = {}
     for entry in sorted(entry_points(group=ENTRY_POINTS), key=lambda e: (e.name != "builtin", e.name)):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
 
 from icl_interp.config import ModelConfig
 from icl_interp.errors import CheckpointError
-from icl_interp.probing import Context, Need, Outcome, Probe, run_probe
+from icl_interp.probing import AnyProbe, Context, Need, Outcome, Probe, run_probe
 from icl_interp.records import Run
 from icl_interp.serialization import dumps, from_data, to_data
 from icl_interp.tasks import LinearRegression
@@ -26,7 +26,7 @@ class ProbeContractError(AssertionError):
     """A probe breaks its contract; the message says how."""
 
 
-def check_probe(probe: Probe[Any] | type, *runs: Run, budget: int = BUDGET) -> None:
+def check_probe(probe: AnyProbe | type[AnyProbe], *runs: Run, budget: int = BUDGET) -> None:
     """Check a probe against its contract on planted, trained, untrained, one-head and deep models, and on `runs`.
 
     It must end in a result or in `NotApplicable`; be deterministic under a seed and leave global random states and the
@@ -36,7 +36,7 @@ def check_probe(probe: Probe[Any] | type, *runs: Run, budget: int = BUDGET) -> N
     Raises:
         ProbeContractError: at the first breach.
     """
-    subject: Probe[Any] = probe() if isinstance(probe, type) else probe
+    subject = cast("Probe[object]", probe() if isinstance(probe, type) else probe)
     _require(isinstance(subject, Probe), f"{probe!r} is not a probe: declare it with @probe(...)")
     task = LinearRegression(dim=3, length=12, noise_var=0.1)
     models = [
@@ -57,7 +57,7 @@ def _untrained(task: LinearRegression, n_layers: int) -> Run:
     return Run(config, weights, task=task, origin=f"{n_layers} untrained layers")
 
 
-def _check_on(probe: Probe[Any], run: Run, budget: int) -> Outcome:
+def _check_on(probe: Probe[object], run: Run, budget: int) -> Outcome:
     fresh = copy.deepcopy(probe)
     before, random_states = _numbers(run), _random_states()
     outcome = run_probe(probe, Context(run, budget=budget, seed=1))
@@ -75,7 +75,7 @@ def _check_on(probe: Probe[Any], run: Run, budget: int) -> Outcome:
     return outcome
 
 
-def _check_result(fresh: Probe[Any], outcome: Outcome) -> None:
+def _check_result(fresh: Probe[object], outcome: Outcome) -> None:
     """`fresh` is the probe as it was before the run: whatever `run` left in it is not there."""
     name, kind = fresh.name, type(outcome.value)
     data = dumps(to_data(outcome.value))
@@ -94,7 +94,7 @@ def _check_result(fresh: Probe[Any], outcome: Outcome) -> None:
     _require(len(claims) == len(set(claims)), f"{name} names a claim twice: {claims}")
 
 
-def _check_needs(probe: Probe[Any], run: Run, budget: int) -> None:
+def _check_needs(probe: Probe[object], run: Run, budget: int) -> None:
     """Without what it merely uses a probe still ends well."""
     task = run.task if Need.TASK in probe.needs else None
     dynamics = run.dynamics if Need.DYNAMICS in probe.needs else None
@@ -106,7 +106,7 @@ def _check_needs(probe: Probe[Any], run: Run, budget: int) -> None:
 
 
 def _numbers(run: Run) -> dict[str, bytes]:
-    arrays: dict[str, Any] = dict(run.weights)
+    arrays: dict[str, object] = dict(run.weights)
     if run.dynamics is not None:
         arrays |= {f"dynamics.{name}": value for name, value in vars(run.dynamics).items() if name != "snapshots"}
         arrays |= {f"snapshots.{name}": value for name, value in run.dynamics.snapshots.items()}

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from icl_interp.probing import Bars, Frames, Heatmap, Lines, Scatter, Surface
+from icl_interp.probing import Bars, Block, Frames, Heatmap, Lines, Scatter, Surface
 from icl_interp_reports.words import label
 
-Figure = dict[str, Any]
+Figure = dict[str, object]
 # Every colour has a contrast of 3 or more with white and with the dark page; dashes help where colours do not.
 PALETTE = ("#0072b2", "#d55e00", "#00936b", "#b8609a", "#7a6fd0", "#9a7400", "#7b838c")
 DASHES = ("solid", "dash", "dot", "dashdot")
@@ -28,14 +28,14 @@ NAMED_POINTS = 20
 LABELS = 12  # along an axis of a heat map
 
 
-def figure(block: Any) -> Figure | None:
+def figure(block: Block) -> Figure | None:
     """The figure of a block; None for words, tables, and pictures without a finite number in them."""
     values = next((getattr(block, name) for name in ("matrices", "z", "y", "values") if hasattr(block, name)), None)
     return _figure(block) if values is not None and np.isfinite(_single(values)).any() else None
 
 
 @singledispatch
-def _figure(block: Any) -> Figure:
+def _figure(block: Block) -> Figure:
     raise NotImplementedError(f"no figure for a {type(block).__name__}")
 
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from icl_interp.probing import Block, Frames, Heatmap, Need, Outcome, Status, Table
+from icl_interp.probing import Block, Frames, Heatmap, Need, Outcome, Status, Table, Verdict
 from icl_interp_reports.figures import figure
 from icl_interp_reports.numbers import numbers
 from icl_interp_reports.plotlyjs import packed, script_hash, source_hash
@@ -71,7 +71,7 @@ class _Page:
         self.blocks = {f"f{i}-{j}": block for i, o in enumerate(self.analysis) for j, block in enumerate(o.blocks)}
         drawn = {name: figure(block) for name, block in self.blocks.items()}
         self.figures = {name: _script_json(spec) for name, spec in drawn.items() if spec is not None}
-        self.results = self.analysis.to_data()
+        self.results = {**self.analysis.to_data()}
 
     def drop(self, excess: int) -> bool:
         """Leave out the largest parts until `excess` bytes are gone; False if there is nothing left to leave out.
@@ -170,7 +170,7 @@ def _cards(analysis: Analysis) -> Iterator[_Card]:
         )
 
 
-def _tally(verdicts: Any) -> dict[Status, int]:
+def _tally(verdicts: Iterable[Verdict]) -> dict[Status, int]:
     counts = Counter(verdict.status for verdict in verdicts)
     return {status: counts[status] for status in ("holds", "fails", "inconclusive", "not_applicable") if counts[status]}
 
@@ -199,7 +199,7 @@ def _snippet(analysis: Analysis, outcome: Outcome) -> str:
     return "\n".join([*imports, "", *before, *after])
 
 
-def _script_json(data: Any) -> str:
+def _script_json(data: object) -> str:
     """JSON that cannot end the script element it stands in, and holds printable characters only."""
     text = json.dumps(data, allow_nan=False, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     return text if text.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)

@@ -1,4 +1,4 @@
-"""What a notebook shows of an analysis, an outcome, a run and circuits: fragments without scripts.
+"""What a notebook shows of an analysis, an outcome, runs, circuits and prompts: fragments without scripts.
 
 They carry their own few styles, named so that they meet nothing else in the notebook, and colours that are read on
 light and on dark backgrounds, since a notebook does not say which it has.
@@ -9,14 +9,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from icl_interp.probing import Heatmap, Outcome, Table
+from icl_interp_reports.population import runs_in_words
+from icl_interp_reports.prompts import prompt_numbers, prompt_picture, prompt_sizes, prompt_table
 from icl_interp_reports.svg import curve_svg
 from icl_interp_reports.templating import environment
-from icl_interp_reports.words import facts, head_rows, run_facts
+from icl_interp_reports.words import coordinates, facts, head_rows, run_facts
 
 if TYPE_CHECKING:
     from icl_interp.analysis import Analysis
     from icl_interp.circuits import Circuits
-    from icl_interp.records import Run
+    from icl_interp.records import Run, Runs
+    from icl_interp.tasks import Prompt
+
+
+_CIRCUITS = {
+    "KQ": "rows are a key's coordinates, columns the query's; hatched is what reaches no prediction.",
+    "OV": "rows are coordinates written, columns those read; hatched is what reaches no prediction.",
+}
 
 
 def analysis_in_notebook(analysis: Analysis) -> str:
@@ -37,15 +46,29 @@ def run_in_notebook(run: Run) -> str:
     return _fragment("run", facts=run_facts(run), curve=curve, heads=_heads(run.circuits()))
 
 
+def runs_in_notebook(runs: Runs) -> str:
+    """What the first runs share, and a row for each; no more folders are opened than there are rows."""
+    said, table = runs_in_words(runs)
+    return _fragment("runs", facts=said, table=table if table.rows else None)
+
+
+def prompt_in_notebook(prompt: Prompt) -> str:
+    """Sizes, the range of each of the four tensors, and the first prompts as heat maps."""
+    said = {"prompts": f"{len(prompt):,}, each with {prompt_sizes(prompt)}", "numbers": prompt_numbers(prompt)}
+    picture = prompt_picture(prompt)
+    return _fragment("prompt", facts=said, table=prompt_table(prompt), pictures=[picture] if picture else [])
+
+
 def circuits_in_notebook(circuits: Circuits) -> str:
     """KQ and OV of every head, inert parts hatched, and each head's ω and μ."""
-    pictures = []
+    pictures, labels = [], coordinates(circuits.dim, circuits.n_outputs)
     for layer in range(circuits.n_layers):
-        where = f"layer {layer}, " if circuits.n_layers > 1 else ""
-        panels = tuple(f"{where}head {head}" for head in range(circuits.n_heads))
+        where = f" of layer {layer}" if circuits.n_layers > 1 else ""
+        before = f"layer {layer}, " if circuits.n_layers > 1 else ""
+        panels = tuple(f"{before}head {head}" for head in range(circuits.n_heads))
         pictures += [
-            Heatmap(matrices[layer], panels, alt=f"{where}{name} of every head.", title=name)
-            for name, matrices in zip(("KQ", "OV"), circuits.masked(), strict=True)
+            Heatmap(matrices[layer], panels, f"{name} of every head{where}: {says}", name, labels, labels)
+            for (name, says), matrices in zip(_CIRCUITS.items(), circuits.masked(), strict=True)
         ]
     return _fragment("circuits", pictures=pictures, heads=_heads(circuits))
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from functools import singledispatch
-from typing import Any
 
 import numpy as np
 
-from icl_interp.probing import Bars, Cell, Estimate, Frames, Heatmap, Lines, Scatter, Surface, Table
+from icl_interp.probing import Bars, Block, Cell, Estimate, Frames, Heatmap, Lines, Scatter, Surface, Table
 from icl_interp_reports.figures import thinned
 from icl_interp_reports.words import label
 
@@ -16,7 +15,7 @@ COLUMNS = 60
 
 
 @singledispatch
-def numbers(block: Any) -> Table | None:
+def numbers(block: Block) -> Table | None:
     """The table of a picture; None for blocks that are words or tables themselves."""
     return None
 
@@ -84,7 +83,7 @@ def _banded(block: Lines | Bars, *at: int) -> Cell:
     return Estimate(float(values[at]), float(block.low[at]), float(block.high[at]))
 
 
-def _number(value: Any) -> float | None:
+def _number(value: np.ndarray | float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 

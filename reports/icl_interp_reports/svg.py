@@ -60,13 +60,18 @@ def _panel(block: Heatmap, index: int, shades: np.ndarray) -> str:
     beside = [label(text, LABEL) for text in block.row_labels]
     above = [label(text, LABEL) for text in block.column_labels]
     left, top = _width(*beside) + 5, 30 if above else 17
-    down = [_label(left - 3, top + (i + 0.5) * high + 3, beside[i]) for i in range(0, len(beside), ceil(11 / high))]
+    down = [_label(left - 3, top + (i + 0.5) * high + 3, beside[i]) for i in _some(len(beside), ceil(11 / high))]
     every = ceil((_width(*above) + 4) / wide)
-    across = [_label(left + (i + 0.5) * wide, top - 4, above[i]) for i in range(0, len(above), every)]
+    across = [_label(left + (i + 0.5) * wide, top - 4, above[i]) for i in _some(len(above), every)]
     parts = [_label(left, 10, name), _anchored("end", down), _anchored("middle", across)]
     parts.append(_cells(shades, left, top, wide, high))
     title = f"{block.title} {block.panels[index]}, {_range(block.matrices[index])}"
     return _svg(title, left + max(columns * wide, _width(name)) + 8, top + rows * high + 2, "".join(parts))
+
+
+def _some(count: int, every: int) -> list[int]:
+    """The labels there is room for, the first and the last of them surely (the last may mean another thing)."""
+    return [*range(0, count - every, every), count - 1] if count > every else list(range(min(count, 1)))
 
 
 def _cells(shades: np.ndarray, left: float, top: float, wide: float, high: float) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from icl_interp.probing import Cell, Estimate, Heatmap
+from icl_interp.probing import Cell, Estimate, Frames, Heatmap
 from icl_interp_reports.formulas import mathml
 from icl_interp_reports.numbers import numbers
 from icl_interp_reports.svg import heatmap_svg
@@ -56,7 +56,7 @@ def environment() -> Environment:
     return made
 
 
-def still(block: Any) -> Heatmap:
+def still(block: Heatmap | Frames) -> Heatmap:
     """A heat map as it is without a slider."""
     return block if isinstance(block, Heatmap) else block.at(len(block.moments) - 1)
 

@@ -7,13 +7,16 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from icl_interp.probing import Outcome, Verdict
+from icl_interp.probing import Cell, Outcome, Table, Verdict
+from icl_interp_reports.population import counted, runs_in_words
+from icl_interp_reports.prompts import prompt_numbers, prompt_sizes, prompt_table
 from icl_interp_reports.words import brief, clean, head_rows, headline, number, run_facts, settings, size
 
 if TYPE_CHECKING:
     from icl_interp.analysis import Analysis
     from icl_interp.circuits import Circuits
-    from icl_interp.records import Run
+    from icl_interp.records import Run, Runs
+    from icl_interp.tasks import Prompt
 
 WIDTH = 110
 
@@ -57,6 +60,27 @@ def run_text(run: Run) -> str:
     return "\n".join([*(f"{name}: {said}" for name, said in run_facts(run).items()), "", *_heads(run.circuits())])
 
 
+def runs_in_a_line(runs: Runs) -> str:
+    """How many, and where; no folder is opened."""
+    return f"Runs({counted(runs)})"
+
+
+def runs_text(runs: Runs) -> str:
+    """What the first runs share, and a row for each."""
+    facts, table = runs_in_words(runs)
+    return "\n".join([*(f"{name}: {said}" for name, said in facts.items()), "", *_aligned(table)]).strip()
+
+
+def prompt_in_a_line(prompt: Prompt) -> str:
+    """Sizes and kind of numbers, none of which are read."""
+    return f"<Prompt of {len(prompt):,}: {prompt_sizes(prompt)}; {prompt_numbers(prompt)}>"
+
+
+def prompt_text(prompt: Prompt) -> str:
+    """Sizes, and the range of each of the four tensors."""
+    return "\n".join([prompt_in_a_line(prompt)[1:-1], *_aligned(prompt_table(prompt))])
+
+
 def circuits_in_a_line(circuits: Circuits) -> str:
     """Sizes."""
     return f"<Circuits of {size(circuits.n_layers, circuits.n_heads)}, d = {circuits.dim}, N = {circuits.n_outputs}>"
@@ -65,6 +89,24 @@ def circuits_in_a_line(circuits: Circuits) -> str:
 def circuits_text(circuits: Circuits) -> str:
     """Sizes, and each head's ω and μ."""
     return "\n".join([circuits_in_a_line(circuits)[1:-1], *_heads(circuits)])
+
+
+def _aligned(table: Table) -> list[str]:
+    """Columns as wide as what is in them: numbers to the right, words to the left."""
+    if not table.rows:
+        return []
+    columns = []
+    for name, *cells in zip(table.columns, *table.rows, strict=True):
+        said, wide = [name, *map(_said, cells)], max(map(len, [name, *map(_said, cells)]))
+        right = any(isinstance(cell, int | float) for cell in cells)
+        columns.append([text.rjust(wide) if right else text.ljust(wide) for text in said])
+    return ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]
+
+
+def _said(cell: Cell) -> str:
+    if cell is None:
+        return ""
+    return f"{cell:.4g}" if isinstance(cell, float) else clean(str(cell))
 
 
 def _counted(verdicts: Iterable[Verdict]) -> str:

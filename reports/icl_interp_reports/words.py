@@ -67,6 +67,11 @@ def size(n_layers: int, n_heads: int) -> str:
     return f"{layers}, {'one head' if n_heads == 1 else f'{n_heads} heads'}"
 
 
+def coordinates(dim: int, n_outputs: int) -> tuple[str, ...]:
+    """Names of the residual stream's coordinates: "x0", "x1", … "y0", …"""
+    return (*(f"x{i}" for i in range(dim)), *(f"y{n}" for n in range(n_outputs)))
+
+
 def head_rows(circuits: Circuits) -> tuple[tuple[str, ...], tuple[tuple[int | float, ...], ...]]:
     """Columns and rows of a table with each head's ω and μ."""
     outputs = ("μ",) if circuits.n_outputs == 1 else tuple(f"μ_{n}" for n in range(circuits.n_outputs))

@@ -112,6 +112,16 @@ def test_labels_are_drawn_and_thinned_where_they_are_many():
     assert 4 < len(list(many.iter("text"))) < 40
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 10, 41, 100])
+def test_the_last_of_many_labels_is_drawn_too(count):
+    names = (*map(str, range(count - 1)), "q")
+    svg = heatmap_svg(Heatmap(np.ones((1, 2, count)), ("p",), "A.", column_labels=names))
+    drawn = re.findall(r'<text x="([0-9.]+)" y="26">([^<]*)</text>', svg)
+    assert drawn[-1][1] == "q"
+    assert drawn[0][1] == names[0]
+    assert (np.diff([float(x) for x, _ in drawn]) > 15).all()  # two characters and a gap, or a cell
+
+
 def test_nothing_hostile_gets_through():
     block = Heatmap(np.ones((1, 1, 2)), (HOSTILE,), HOSTILE, HOSTILE, (HOSTILE,), (HOSTILE,) * 2)
     pictures, _ = drawn(block)
