@@ -10,15 +10,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Generic, Literal, NoReturn, TypedDict, TypeVar, Unpack, overload
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens import ActivationCache, FactoredMatrix
+from transformer_lens.hook_points import NamesFilter
 from transformer_lens.utilities.matrix import composition_scores
+from transformer_lens.utilities.slice import Slice, SliceInput
 
+from icl_interp.compat import SWITCHES, LensConfig, PromptLike, PromptTokens, say_if_absent
 from icl_interp.config import ModelConfig
 from icl_interp.errors import ConfigError
 from icl_interp.tasks import Prompt
@@ -28,89 +30,9 @@ try:
 except ImportError:  # its home in the first releases of TransformerLens 3
     from transformer_lens.hook_points import HookedRootModule
 
+T = TypeVar("T")
 HookName = str | Callable[[str], bool]
 Hook = tuple[HookName, Callable[..., Tensor | None]]
-
-# Hook points that fire only while a switch of `cfg` is on.
-SWITCHES = {
-    "hook_q_input": "use_split_qkv_input",
-    "hook_k_input": "use_split_qkv_input",
-    "hook_v_input": "use_split_qkv_input",
-    "hook_attn_in": "use_attn_in",
-    "hook_mlp_in": "use_hook_mlp_in",
-}
-
-
-@dataclass(frozen=True, eq=False)
-class PromptTokens:
-    """Prompts where TransformerLens expects tokens: `shape` is (batch, positions), so that sweeps run over positions.
-
-    Given a bare `z` instead, position sweeps would silently run over its d_model coordinates.
-    """
-
-    z: Float[Tensor, "batch positions d_model"]
-    y_q: Float[Tensor, "batch outputs"] | None = None
-    ndim: ClassVar[int] = 2
-
-    @property
-    def shape(self) -> torch.Size:
-        """(batch, positions)."""
-        return self.z.shape[:2]
-
-    def to(self, device: torch.device | str) -> PromptTokens:
-        """The same prompts on another device."""
-        return PromptTokens(self.z.to(device), None if self.y_q is None else self.y_q.to(device))
-
-    def cpu(self) -> PromptTokens:
-        """The same prompts on the CPU."""
-        return self.to("cpu")
-
-    def __len__(self) -> int:
-        return len(self.z)
-
-    def __getitem__(self, index: slice) -> PromptTokens:
-        return PromptTokens(self.z[index], None if self.y_q is None else self.y_q[index])
-
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(
-            f"prompts are columns of numbers, not token ids, so they have no {name!r}; what compares tokens (duplicate "
-            "token heads, induction heads) does not apply to them"
-        )
-
-
-PromptLike = Prompt | PromptTokens | Tensor
-
-
-@dataclass
-class LensConfig:
-    """The model as TransformerLens's tools read it; `ICLTransformer.config` is what it was made from."""
-
-    n_layers: int
-    n_heads: int
-    d_model: int
-    d_head: int
-    d_vocab: int
-    d_vocab_out: int
-    attn_scale: float
-    seed: int | None = None
-    model_name: str = "icl-interp"
-    n_ctx: int = 2**31 - 1  # there are no positions, so any length will do
-    attn_only: bool = True
-    normalization_type: str | None = None
-    positional_embedding_type: str = "none"
-    use_attn_scale: bool = True
-    use_attn_result: bool = True
-    use_split_qkv_input: bool = False
-    use_attn_in: bool = False
-    use_hook_mlp_in: bool = False
-    parallel_attn_mlp: bool = False
-    final_rms: bool = False
-    default_prepend_bos: bool = False
-    n_key_value_heads: int | None = None
-    d_mlp: int | None = None
-    act_fn: str | None = None
-    device: torch.device | None = None
-    dtype: torch.dtype = torch.float32
 
 
 class Unembed(nn.Module):
@@ -126,6 +48,50 @@ class Unembed(nn.Module):
     def forward(self, residual: Float[Tensor, "... d_model"]) -> Float[Tensor, "... outputs"]:
         """Read the response coordinates."""
         return residual @ self.W_U
+
+
+class _Read(Generic[T]):
+    """An attribute that is computed from the weights and cannot be set."""
+
+    def __init__(self, read: Callable[[LensModel], T], doc: str):
+        self.read, self.__doc__ = read, doc
+
+    @overload
+    def __get__(self, model: None, owner: type) -> _Read[T]: ...
+    @overload
+    def __get__(self, model: LensModel, owner: type | None = None) -> T: ...
+    def __get__(self, model: LensModel | None, owner: type | None = None) -> T | _Read[T]:
+        return self if model is None else self.read(model)
+
+    def __set__(self, model: LensModel, value: object) -> NoReturn:
+        raise AttributeError(f"this is computed from the blocks' weights: {self.__doc__}; set those")
+
+
+class Parameters(dict[str, Tensor]):
+    """Weights by name, for tools that ask for those of an MLP."""
+
+    def __missing__(self, name: str) -> NoReturn:
+        raise ConfigError(f"there is no {name!r}: the model has no MLP; its weights are {', '.join(self)}")
+
+
+class RunOptions(TypedDict, total=False):
+    """What a run takes besides an input and a return type: `forward`'s, and `HookedRootModule`'s."""
+
+    start_at_layer: int | None
+    stop_at_layer: int | None
+    y_q: Tensor | None
+    reset_hooks_end: bool
+    clear_contexts: bool
+
+
+class CacheOptions(RunOptions, total=False):
+    """What `run_with_cache` takes."""
+
+    names_filter: NamesFilter
+    pos_slice: Slice | SliceInput
+    remove_batch_dim: bool
+    device: torch.device | None
+    incl_bwd: bool
 
 
 class LensModel(HookedRootModule):
@@ -161,44 +127,150 @@ class LensModel(HookedRootModule):
                 advice = f"did you mean {' or '.join(near)}?" if near else "model.hook_dict lists those that do"
             raise ConfigError(f"no hook point {name!r} fires; {advice}")
 
-    def add_hook(self, name: HookName, hook: Callable[..., Tensor | None], *args: Any, **kwargs: Any) -> None:
+    def __getattr__(self, name: str) -> Tensor | nn.Module:
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            say_if_absent(self, name, error)
+
+    def add_hook(
+        self,
+        name: HookName,
+        hook: Callable[..., Tensor | None],
+        dir: Literal["fwd", "bwd"] = "fwd",
+        is_permanent: bool = False,
+        level: int | None = None,
+        prepend: bool = False,
+    ) -> None:
         """`HookedRootModule.add_hook`; raises `ConfigError` if the hook would never be called."""
         self._check_fires(name)
-        super().add_hook(name, hook, *args, **kwargs)
+        super().add_hook(name, hook, dir, is_permanent, level, prepend)
 
     @contextmanager
     def hooks(
-        self, fwd_hooks: Sequence[Hook] = (), bwd_hooks: Sequence[Hook] = (), *args: Any, **kwargs: Any
+        self,
+        fwd_hooks: Sequence[Hook] = (),
+        bwd_hooks: Sequence[Hook] = (),
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
     ) -> Iterator[LensModel]:
         """`HookedRootModule.hooks`; raises `ConfigError` if a hook would never be called."""
         for name, _ in [*fwd_hooks, *bwd_hooks]:
             self._check_fires(name)
-        with super().hooks(list(fwd_hooks), list(bwd_hooks), *args, **kwargs):
+        with super().hooks(list(fwd_hooks), list(bwd_hooks), reset_hooks_end, clear_contexts):
             yield self
 
-    def run_with_cache(
-        self, *args: Any, return_cache_object: bool = True, remove_batch_dim: bool = False, **kwargs: Any
-    ) -> tuple[Any, Any]:
-        """`forward`'s result, and an `ActivationCache` of every hook point that fires (or of `names_filter`).
-
-        Args:
-            args: `forward`'s.
-            return_cache_object: whether to wrap the cache, or to return the plain dict.
-            remove_batch_dim: drop the batch axis of a single prompt.
-            kwargs: `forward`'s, and `HookedRootModule.run_with_cache`'s.
+    @overload
+    def run_with_hooks(
+        self,
+        input: PromptLike,
+        return_type: str = "logits",
+        *,
+        fwd_hooks: Sequence[Hook] = (),
+        bwd_hooks: Sequence[Hook] = (),
+        **options: Unpack[RunOptions],
+    ) -> Tensor: ...
+    @overload
+    def run_with_hooks(
+        self,
+        input: PromptLike,
+        return_type: None,
+        *,
+        fwd_hooks: Sequence[Hook] = (),
+        bwd_hooks: Sequence[Hook] = (),
+        **options: Unpack[RunOptions],
+    ) -> None: ...
+    def run_with_hooks(
+        self,
+        input: PromptLike,
+        return_type: str | None = "logits",
+        *,
+        fwd_hooks: Sequence[Hook] = (),
+        bwd_hooks: Sequence[Hook] = (),
+        **options: Unpack[RunOptions],
+    ) -> Tensor | None:
+        """`forward` with these hooks, and those that the model has.
 
         Raises:
-            ConfigError: `names_filter` names a hook point that does not fire; several prompts to `remove_batch_dim`.
+            ConfigError: a hook that would never be called; a bare `z` to run hooks on.  Whoever sweeps over positions
+                reads their number off the shape of what is passed here, and `z`'s ends in d_model.
         """
-        names = kwargs.get("names_filter")
-        for name in [names] if isinstance(names, str) else names if isinstance(names, Sequence) else []:
-            self._check_fires(name)
-        if remove_batch_dim and len(prompts := args[0] if args else kwargs["input"]) != 1:
-            raise ConfigError(f"remove_batch_dim needs a batch of one prompt, got {len(prompts)}")
-        result, cache = super().run_with_cache(*args, remove_batch_dim=remove_batch_dim, **kwargs)
-        if return_cache_object:
-            cache = ActivationCache(cache, self, has_batch_dim=not remove_batch_dim)
-        return result, cache
+        if isinstance(input, Tensor) and (fwd_hooks or bwd_hooks) and options.get("start_at_layer") is None:
+            raise ConfigError(
+                f"hooks run on a Prompt, or on model.to_tokens(z), whose shape is (batch, positions), got a tensor of "
+                f"shape {tuple(input.shape)}: a sweep over positions would take its last axis, d_model, for them"
+            )
+        return super().run_with_hooks(
+            input, return_type, fwd_hooks=list(fwd_hooks), bwd_hooks=list(bwd_hooks), **options
+        )
+
+    @overload
+    def run_with_cache(
+        self,
+        input: PromptLike,
+        return_type: str = "logits",
+        *,
+        return_cache_object: Literal[True] = True,
+        **options: Unpack[CacheOptions],
+    ) -> tuple[Tensor, ActivationCache]: ...
+    @overload
+    def run_with_cache(
+        self,
+        input: PromptLike,
+        return_type: str = "logits",
+        *,
+        return_cache_object: Literal[False],
+        **options: Unpack[CacheOptions],
+    ) -> tuple[Tensor, dict[str, Tensor]]: ...
+    @overload
+    def run_with_cache(
+        self,
+        input: PromptLike,
+        return_type: None,
+        *,
+        return_cache_object: Literal[True] = True,
+        **options: Unpack[CacheOptions],
+    ) -> tuple[None, ActivationCache]: ...
+    def run_with_cache(
+        self,
+        input: PromptLike,
+        return_type: str | None = "logits",
+        *,
+        return_cache_object: bool = True,
+        **options: Unpack[CacheOptions],
+    ) -> tuple[Tensor | None, ActivationCache | dict[str, Tensor]]:
+        """`forward`'s result, and an `ActivationCache` of every hook point that fires, or of some.
+
+        Args:
+            input: as `forward`'s.
+            return_type: as `forward`'s.
+            return_cache_object: whether to wrap the cache, or to return the plain dict.
+            options: which hook points (`names_filter`: a name, several, or a function of names); which positions
+                (`pos_slice`; of queries, in patterns); `remove_batch_dim`, for a single prompt; and further those of
+                `forward` and `HookedRootModule.run_with_cache`.
+
+        Raises:
+            ConfigError: `names_filter` passes a hook point that does not fire, or none; several prompts to
+                `remove_batch_dim`.
+        """
+        names = options.get("names_filter")
+        if names is not None:
+            names = names if callable(names) else [names] if isinstance(names, str) else list(names)
+            options["names_filter"] = names
+            for name in [names] if callable(names) else names:
+                self._check_fires(name)
+        single = options.get("remove_batch_dim", False)
+        if single and (prompts := self.to_tokens(input).shape[0]) != 1:
+            raise ConfigError(f"remove_batch_dim needs a batch of one prompt, got {prompts}")
+        # Not left to HookedRootModule, which would take the heads of per-head inputs for positions.
+        positions = Slice.unwrap(options.pop("pos_slice", None))
+        result, cache = super().run_with_cache(input, return_type, **options)
+        cache = {name: positions.apply(x, dim=self._position_axis(name) - single) for name, x in cache.items()}
+        return result, ActivationCache(cache, self, has_batch_dim=not single) if return_cache_object else cache
+
+    @staticmethod
+    def _position_axis(name: str) -> int:
+        return 2 if name.removesuffix("_grad").endswith(("hook_pattern", "hook_attn_scores")) else 1
 
     def _switch(self, name: str, on: bool) -> None:
         setattr(self.cfg, name, on)
@@ -225,22 +297,26 @@ class LensModel(HookedRootModule):
         self.cfg.device, self.cfg.dtype = self.W_U.device, self.W_U.dtype
         return self
 
+    def tl_parameters(self) -> Parameters:
+        """Weights by name, for `SVDInterpreter`."""
+        return Parameters(self.named_parameters())
+
     def _stacked(self, name: str) -> Tensor:
         return torch.stack([getattr(block.attn, name) for block in self.blocks])
 
-    W_Q = property(lambda self: self._stacked("W_Q"), doc="(n_layers, n_heads, d_model, d_head)")
-    W_K = property(lambda self: self._stacked("W_K"), doc="(n_layers, n_heads, d_model, d_head)")
-    W_V = property(lambda self: self._stacked("W_V"), doc="(n_layers, n_heads, d_model, d_head)")
-    W_O = property(lambda self: self._stacked("W_O"), doc="(n_layers, n_heads, d_head, d_model)")
-    b_Q = property(lambda self: self._stacked("b_Q"), doc="Zeros, (n_layers, n_heads, d_head)")
-    b_K = property(lambda self: self._stacked("b_K"), doc="Zeros, (n_layers, n_heads, d_head)")
-    b_V = property(lambda self: self._stacked("b_V"), doc="Zeros, (n_layers, n_heads, d_head)")
-    b_O = property(lambda self: self._stacked("b_O"), doc="Zeros, (n_layers, d_model)")
-    W_U = property(lambda self: self.unembed.W_U, doc="[0; I_N], (d_model, n_outputs)")
-    b_U = property(lambda self: self.unembed.b_U, doc="Zeros, (n_outputs,)")
-    QK = property(lambda self: FactoredMatrix(self.W_Q, self.W_K.mT), doc="score = z_q QK z_kᵀ / attn_scale")
-    OV = property(lambda self: FactoredMatrix(self.W_V, self.W_O), doc="A head writes the mean of z OV over its keys")
-    ln_final = property(lambda self: nn.Identity(), doc="There is no final LayerNorm")
+    W_Q = _Read(lambda self: self._stacked("W_Q"), "(n_layers, n_heads, d_model, d_head)")
+    W_K = _Read(lambda self: self._stacked("W_K"), "(n_layers, n_heads, d_model, d_head)")
+    W_V = _Read(lambda self: self._stacked("W_V"), "(n_layers, n_heads, d_model, d_head)")
+    W_O = _Read(lambda self: self._stacked("W_O"), "(n_layers, n_heads, d_head, d_model)")
+    b_Q = _Read(lambda self: self._stacked("b_Q"), "Zeros, (n_layers, n_heads, d_head)")
+    b_K = _Read(lambda self: self._stacked("b_K"), "Zeros, (n_layers, n_heads, d_head)")
+    b_V = _Read(lambda self: self._stacked("b_V"), "Zeros, (n_layers, n_heads, d_head)")
+    b_O = _Read(lambda self: self._stacked("b_O"), "Zeros, (n_layers, d_model)")
+    W_U = _Read(lambda self: self.unembed.W_U, "[0; I_N], (d_model, n_outputs)")
+    b_U = _Read(lambda self: self.unembed.b_U, "Zeros, (n_outputs,)")
+    QK = _Read(lambda self: FactoredMatrix(self.W_Q, self.W_K.mT), "score = z_q QK z_kᵀ / attn_scale")
+    OV = _Read(lambda self: FactoredMatrix(self.W_V, self.W_O), "A head writes the mean of z OV over its keys")
+    ln_final = _Read(lambda self: nn.Identity(), "There is no final LayerNorm")
 
     @property
     def all_head_labels(self) -> list[str]:
@@ -270,12 +346,16 @@ class LensModel(HookedRootModule):
         earlier = layer[:, None, None, None] < layer[:, None]
         return torch.where(earlier, composition_scores(self.OV, reads), 0.0)
 
-    def to_tokens(self, input: object) -> PromptTokens:
+    def to_tokens(self, input: object, prepend_bos: bool | None = None) -> PromptTokens:
         """A `PromptLike` with the shape of tokens, (batch, positions): what patching sweeps and `detect_head` take.
 
         Raises:
-            ConfigError: not prompts, or not of this model's sizes.
+            ConfigError: not prompts, or not of this model's sizes; `prepend_bos`, for there is no token to prepend.
         """
+        if prepend_bos:
+            raise ConfigError("prepend_bos must be None or False, got True: a prompt has no beginning-of-text column")
+        if isinstance(input, list) and input:  # one prompt, or several, in each
+            return self._joined([self.to_tokens(part) for part in input])
         if isinstance(input, Prompt | PromptTokens):
             z, y_q = input.z, input.y_q
         elif isinstance(input, Tensor):
@@ -283,7 +363,7 @@ class LensModel(HookedRootModule):
         else:
             raise ConfigError(
                 f"the model reads a Prompt, or its z (batch, positions, d_model), got {type(input).__name__}; it has "
-                "no vocabulary, so there is no text that it could read"
+                "no vocabulary, so there is no text that it could read or write"
             )
         dim, outputs = self.config.dim, self.config.n_outputs
         if z.ndim != 3 or z.shape[1] < 2 or z.shape[2] != dim + outputs:
@@ -293,9 +373,19 @@ class LensModel(HookedRootModule):
             )
         return PromptTokens(z, y_q)
 
-    def to_str_tokens(self, input: PromptLike) -> list[str]:
-        """Names of the positions: x1 … xL and query."""
-        return [*(f"x{i + 1}" for i in range(self.to_tokens(input).shape[1] - 1)), "query"]
+    @staticmethod
+    def _joined(parts: list[PromptTokens]) -> PromptTokens:
+        if len({part.shape[1] for part in parts}) > 1:
+            got = ", ".join(str(tuple(part.shape)) for part in parts)
+            raise ConfigError(f"prompts that are run together must have equally many positions, got {got}")
+        answers = [part.y_q for part in parts if part.y_q is not None]
+        return PromptTokens(
+            torch.cat([part.z for part in parts]), torch.cat(answers) if len(answers) == len(parts) else None
+        )
+
+    def to_str_tokens(self, input: object, prepend_bos: bool | None = None) -> list[str]:
+        """Names of the positions: "#0", "#1", … for the demonstrations, and "query"; raises as `to_tokens` does."""
+        return [*(f"#{i}" for i in range(self.to_tokens(input, prepend_bos).shape[1] - 1)), "query"]
 
     def to_single_token(self, string: str) -> int:
         """The index of an output by its name: "y0" is 0.

@@ -9,6 +9,10 @@ at about a tenth of the cost.  Import this module late: TransformerLens takes se
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar, cast
+
 import torch
 from einops import einsum, repeat
 from jaxtyping import Bool, Float
@@ -16,10 +20,37 @@ from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from icl_interp.attention import ATTENTION_WEIGHTS, allowed_keys
+from icl_interp.compat import LensConfig, PromptLike, PromptTokens, say_if_absent
 from icl_interp.config import ModelConfig
 from icl_interp.errors import ConfigError
-from icl_interp.lens import LensConfig, LensModel, PromptLike, PromptTokens, Unembed
+from icl_interp.lens import LensModel, Unembed
 from icl_interp.weights import WEIGHT_NAMES, Weights, check_weights, initial_weights, to_state_dict
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _sees_hooks(forward: Callable[P, T]) -> Callable[P, T]:
+    """Make a module's `forward` run uncompiled while a hook is in it: compiled code would pass it by, silently.
+
+    Reading the lists of hooks in traced code makes their lengths conditions of that trace, so that a hook which is
+    added or removed later brings the compiler back here.  Eager passes pay for one look at a flag.
+    """
+
+    @wraps(forward)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        if torch.compiler.is_compiling() and _hooked(args[0]):
+            # Compiling hooks too is not safe: a trace does not notice when one takes another's place.
+            eager = torch.compiler.disable(forward)  # no hooks under fullgraph=True, which ends in an error here
+            return cast("Callable[P, T]", eager)(*args, **kwargs)
+        return forward(*args, **kwargs)
+
+    return run
+
+
+def _hooked(module: object) -> bool:
+    parts = module.modules() if isinstance(module, nn.Module) else []
+    return any(isinstance(part, HookPoint) and (part.fwd_hooks or part.bwd_hooks) for part in parts)
 
 
 class Attention(nn.Module):
@@ -46,6 +77,7 @@ class Attention(nn.Module):
         self.hook_q, self.hook_k, self.hook_v, self.hook_z = HookPoint(), HookPoint(), HookPoint(), HookPoint()
         self.hook_attn_scores, self.hook_pattern, self.hook_result = HookPoint(), HookPoint(), HookPoint()
 
+    @_sees_hooks
     def forward(
         self, q_input: Tensor, k_input: Tensor, v_input: Tensor, allowed: Bool[Tensor, "positions positions"]
     ) -> Float[Tensor, "batch positions d_model"]:
@@ -67,7 +99,7 @@ def _project(x: Tensor, W: Float[Tensor, "heads d_model d_head"]) -> Float[Tenso
 
 
 class Block(nn.Module):
-    """One layer: attention and the residual link."""
+    """One layer: attention and the residual link; there is no MLP, and its name says so."""
 
     hook_out_is_single_residual_stream = True  # what TransformerLens's logit lens asks of a block
 
@@ -80,6 +112,7 @@ class Block(nn.Module):
         self.hook_resid_pre, self.hook_attn_out = HookPoint(), HookPoint()
         self.hook_resid_mid, self.hook_resid_post = HookPoint(), HookPoint()
 
+    @_sees_hooks
     def forward(
         self, residual: Float[Tensor, "batch positions d_model"], allowed: Bool[Tensor, "positions positions"]
     ) -> Float[Tensor, "batch positions d_model"]:
@@ -89,6 +122,12 @@ class Block(nn.Module):
         # There is no MLP.  Zeros in its place let tools run that sweep over the parts of blocks.
         mlp_in = self.hook_mlp_in(middle.clone()) if self.cfg.use_hook_mlp_in else middle
         return self.hook_resid_post(middle + self.hook_mlp_out(0 * mlp_in))
+
+    def __getattr__(self, name: str) -> Tensor | nn.Module:
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            say_if_absent(self, name, error)
 
     def _inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self.cfg.use_attn_in:
@@ -151,6 +190,7 @@ class ICLTransformer(LensModel):
         self._load(initial_weights(config, generator))
         self.to(device=device, dtype=dtype)
         self.setup()
+        self.eval()  # the modes do not differ, but TransformerLens's tools insist on this one
 
     @classmethod
     def from_weights(cls, config: ModelConfig, weights: Weights) -> ICLTransformer:
@@ -173,6 +213,7 @@ class ICLTransformer(LensModel):
     def _load(self, weights: Weights) -> None:
         self.load_state_dict({**to_state_dict(weights), "unembed.W_U": self.W_U})
 
+    @_sees_hooks
     def forward(
         self,
         input: PromptLike,
@@ -202,7 +243,7 @@ class ICLTransformer(LensModel):
         if return_type == "loss":
             tokens = self._with_response(tokens, y_q, from_the_start=start_at_layer is None)
         z = tokens.z.to(self.cfg.device, self.cfg.dtype)
-        if torch.is_grad_enabled() and not z.requires_grad:
+        if torch.is_grad_enabled() and not z.requires_grad and not torch.compiler.is_compiling():
             z = z.detach().requires_grad_()  # so that gradients reach hook_embed
         residual = z.clone()  # hooks may write in place
         if start_at_layer is None:

@@ -451,3 +451,7 @@ def test_the_readmes_example_runs(tmp_path, monkeypatch, capsys):
     assert names["prediction"].shape == (8, 41, 1)
     assert names["cache"]["blocks.0.attn.hook_pattern"].shape == (8, 2, 41, 41)
     assert names["run"].circuits().KQ.shape == (1, 2, 6, 6)
+
+    (tools,) = re.findall(r"```python\n(from transformer_lens .*?)```", readme, flags=re.DOTALL)
+    exec(tools.replace("4_096", "64"), names)
+    assert not names["model"].hook_dict["blocks.0.attn.hook_result"].has_hooks()

@@ -21,6 +21,7 @@ ROOMS = [
     "devices",
     "theory",
     "tasks",
+    "compat",
     "weights",
     "attention",
     "estimates",

@@ -1,4 +1,4 @@
-"""The hooked model: the same numbers as the query-row pass, under TransformerLens's names, shapes and tools."""
+"""The hooked model: the same numbers as the query-row pass; weights, and what is refused.  Its hooks: tests/lens."""
 
 import copy
 import pickle
@@ -8,17 +8,14 @@ import sys
 import numpy as np
 import pytest
 import torch
-import transformer_lens.patching as patching
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformer_lens import ActivationCache, SVDInterpreter
-from transformer_lens.head_detector import detect_head
 
 from icl_interp import attention
 from icl_interp.config import ModelConfig
 from icl_interp.errors import CheckpointError, ConfigError
 from icl_interp.model import ICLTransformer
-from icl_interp.tasks import LinearRegression, Prompt
+from icl_interp.tasks import Prompt
 from icl_interp.weights import (
     WEIGHT_NAMES,
     check_weights,
@@ -49,10 +46,6 @@ def circuits(model):
     return attention.fold(*(model.weights()[name] for name in WEIGHT_NAMES), model.config.score_scale)
 
 
-def metric(logits):
-    return logits[:, -1, 0].mean()
-
-
 @pytest.fixture
 def model():
     return ICLTransformer(CONFIG, seed=0, dtype=torch.float64).eval()
@@ -61,11 +54,6 @@ def model():
 @pytest.fixture
 def prompt():
     return make_prompt()
-
-
-@pytest.fixture
-def clean():
-    return make_prompt(seed=1)
 
 
 # ---- the numbers
@@ -138,7 +126,9 @@ def test_inputs_are_equivalent_and_never_written_to(model, prompt):
         activation[:] = 7
 
     with torch.no_grad():
-        model.run_with_hooks(z, fwd_hooks=[("hook_embed", overwrite), ("blocks.0.hook_resid_pre", overwrite)])
+        model.run_with_hooks(
+            model.to_tokens(z), fwd_hooks=[("hook_embed", overwrite), ("blocks.0.hook_resid_pre", overwrite)]
+        )
     assert torch.equal(z, before)
     assert not z.requires_grad
     torch.testing.assert_close(model(z), expected, rtol=0, atol=0)
@@ -167,39 +157,6 @@ def test_the_loss_is_the_mean_squared_error_at_the_query(model, prompt):
 
 
 # ---- names and shapes
-
-
-def test_hook_names_and_shapes(model, prompt):
-    residual, per_head, width = (B, P, D), (B, P, HEADS, D), (B, P, HEADS, D_HEAD)
-    block = {
-        **dict.fromkeys(["hook_resid_pre", "hook_attn_out", "hook_resid_mid", "hook_resid_post"], residual),
-        "hook_mlp_out": residual,
-        **dict.fromkeys(["attn.hook_q", "attn.hook_k", "attn.hook_v", "attn.hook_z"], width),
-        "attn.hook_result": per_head,
-        **dict.fromkeys(["attn.hook_attn_scores", "attn.hook_pattern"], (B, HEADS, P, P)),
-    }
-    switched = {
-        **{f"{at}hook_{what}_input": per_head for at in ("", "attn.") for what in "qkv"},
-        "hook_attn_in": per_head,
-        "hook_mlp_in": residual,
-    }
-
-    def table(points):
-        return {"hook_embed": residual, **{f"blocks.{i}.{k}": v for i in range(LAYERS) for k, v in points.items()}}
-
-    def shapes():
-        logits, cache = model.run_with_cache(prompt)
-        return logits, {name: tuple(activation.shape) for name, activation in cache.items()}
-
-    expected, found = shapes()
-    assert found == table(block)
-    assert found.keys() == model.hook_dict.keys()
-
-    for switch in ("split_qkv_input", "attn_in", "hook_mlp_in"):
-        getattr(model, f"set_use_{switch}")(True)
-    logits, found = shapes()
-    assert found == table({**block, **switched})
-    torch.testing.assert_close(logits, expected)
 
 
 def test_masked_scores_are_minus_infinity(model, prompt):
@@ -298,282 +255,6 @@ def test_seeds_reproduce_and_leave_global_randomness_alone():
     assert not torch.equal(first.W_Q, ICLTransformer(CONFIG, seed=4).W_Q)
 
 
-# ---- hooks
-
-
-def test_zero_ablation_drops_the_head(prompt):
-    config = ModelConfig(dim=DIM, n_outputs=N, n_heads=3)
-    model = ICLTransformer(config, seed=0, dtype=torch.float64)
-
-    def ablate(result, hook):
-        result[:, :, 1] = 0
-        return result
-
-    with torch.no_grad():
-        ablated = model.run_with_hooks(prompt, fwd_hooks=[("blocks.0.attn.hook_result", ablate)])[:, -1]
-    parts = attention.query_row(*circuits(model), prompt.z, N)
-    torch.testing.assert_close(ablated, parts[:, [0, 2]].sum(1))
-    torch.testing.assert_close(model.predict(prompt), parts.sum(1))
-
-
-def test_edited_scores_have_effect(model, prompt):
-    def only_the_query(scores, hook):  # opens what the mask had closed
-        scores = torch.full_like(scores, -torch.inf)
-        scores[..., -1] = 0
-        return scores
-
-    with model.hooks([("blocks.0.attn.hook_attn_scores", only_the_query)]):
-        _, cache = model.run_with_cache(prompt)
-    assert (cache["pattern", 0][..., -1] == 1).all()
-    assert (cache["pattern", 0][..., :-1] == 0).all()
-
-
-@pytest.mark.parametrize("point", ["hook_q_input", "attn.hook_k_input", "attn.hook_v_input", "hook_attn_in"])
-def test_inputs_of_single_heads_can_be_edited(model, prompt, point):
-    model.set_use_attn_in(True)
-    model.set_use_split_qkv_input(True)
-
-    def edit(inputs, hook):
-        inputs[:, :, 1] = 0
-        return inputs
-
-    _, before = model.run_with_cache(prompt)
-    with torch.no_grad(), model.hooks([(f"blocks.1.{point}", edit)]):
-        _, after = model.run_with_cache(prompt)
-    changed = (before["result", 1] != after["result", 1]).flatten(0, 1).any(-1).any(0)
-    assert changed.tolist() == [False, True, False]
-
-
-@pytest.mark.parametrize(
-    ("name", "advice"),
-    [
-        ("blocks.0.hook_q_input", r"call model.set_use_split_qkv_input\(True\) first"),
-        ("blocks.1.attn.hook_v_input", r"call model.set_use_split_qkv_input\(True\) first"),
-        ("blocks.0.hook_attn_in", r"call model.set_use_attn_in\(True\) first"),
-        ("blocks.0.hook_mlp_in", r"call model.set_use_hook_mlp_in\(True\) first"),
-        ("blocks.0.hook_patern", r"did you mean .*blocks.0.attn.hook_pattern"),
-        ("blocks.7.attn.hook_z", r"did you mean blocks.\d.attn.hook_z"),
-        ("xyz", "model.hook_dict lists those that do"),
-    ],
-)
-def test_hooks_that_would_never_be_called_are_refused(model, prompt, name, advice):
-    def hook(activation, hook):
-        raise AssertionError("never called")
-
-    for attempt in (
-        lambda: model.run_with_hooks(prompt, fwd_hooks=[(name, hook)]),
-        lambda: model.hooks(bwd_hooks=[(name, hook)]).__enter__(),
-        lambda: model.add_hook(name, hook),
-        lambda: model.add_perma_hook(name, hook),
-        lambda: model.run_with_cache(prompt, names_filter=name),
-        lambda: model.run_with_cache(prompt, names_filter=[name]),
-    ):
-        with pytest.raises(ConfigError, match=f"no hook point '{name}' fires; {advice}"):
-            attempt()
-    with pytest.raises(ConfigError, match="this filter passes no hook point that fires"):
-        model.add_hook(lambda other: other == name, hook)
-    assert not model.list_hooks() if hasattr(model, "list_hooks") else True
-
-
-def test_switching_off_takes_hooks_away(model, prompt):
-    name = "blocks.0.hook_q_input"
-    model.set_use_split_qkv_input(True)
-    model.add_hook(name, lambda inputs, hook: inputs * 0, is_permanent=True)
-    edited = model(prompt)
-    model.set_use_split_qkv_input(False)
-    plain = model(prompt)
-    model.set_use_split_qkv_input(True)
-    torch.testing.assert_close(model(prompt), plain)
-    assert not torch.allclose(edited, plain)
-
-
-def test_gradients_reach_every_hook_point(model, prompt):
-    _, cache = model.run_with_cache(prompt, return_type="loss", incl_bwd=True)
-    forward = {name for name in cache if not name.endswith("_grad")}
-    assert {name.removesuffix("_grad") for name in cache if name.endswith("_grad")} == forward
-    # The loss is linear in the last residual stream's query: its gradient there is known.
-    gradient = cache["blocks.1.hook_resid_post_grad"][:, -1, DIM:]
-    torch.testing.assert_close(gradient, 2 * (model.predict(prompt) - prompt.y_q).detach() / (B * N))
-
-
-# ---- ActivationCache
-
-
-def test_decompositions_sum_to_the_prediction(model, prompt):
-    _, cache = model.run_with_cache(prompt)
-    assert isinstance(cache, ActivationCache)
-    resid = cache["resid_post", -1]
-
-    heads, labels = cache.stack_head_results(return_labels=True)
-    assert labels == model.all_head_labels == [f"L{i}H{j}" for i in range(LAYERS) for j in range(HEADS)]
-    parts, names = cache.decompose_resid(return_labels=True)
-    assert names == ["embed", "0_attn_out", "1_attn_out"]
-    full, _ = cache.get_full_resid_decomposition(return_labels=True)
-    for total in (cache["hook_embed"] + heads.sum(0), parts.sum(0), full.sum(0), cache.accumulated_resid()[-1]):
-        torch.testing.assert_close(total, resid)
-    torch.testing.assert_close(cache.apply_ln_to_stack(full), full)
-    assert cache.stack_activation("pattern").shape == (LAYERS, B, HEADS, P, P)
-    assert cache.accumulated_resid(incl_mid=True).shape == (2 * LAYERS + 1, B, P, D)
-
-    for output in range(N):
-        for token in (output, f"y{output}", torch.tensor(output), torch.tensor([output])):
-            attributed = cache.logit_attrs(full, token).sum(0)
-            torch.testing.assert_close(attributed, model(prompt)[..., output])
-    difference = cache.logit_attrs(full, "y0", "y1").sum(0)
-    torch.testing.assert_close(difference, model(prompt)[..., 0] - model(prompt)[..., 1])
-
-
-def test_head_results_can_be_recomputed(model, prompt):
-    _, cache = model.run_with_cache(prompt)
-    partial = ActivationCache({k: v for k, v in cache.items() if not k.endswith("result")}, model)
-    partial.compute_head_results()
-    torch.testing.assert_close(partial["result", 0], cache["result", 0])
-
-
-@pytest.mark.filterwarnings("ignore:The 'move_model' parameter:DeprecationWarning")  # TransformerLens 3.0's own
-def test_a_single_prompt_can_lose_its_batch_axis(model, prompt):
-    _, whole = model.run_with_cache(prompt[:1])
-    _, single = model.run_with_cache(prompt[:1], remove_batch_dim=True)
-    assert single["pattern", 0].shape == (HEADS, P, P)
-    assert torch.equal(whole.remove_batch_dim().to("cpu")["pattern", 0], single["pattern", 0])
-    torch.testing.assert_close(single.get_full_resid_decomposition().sum(0), single["resid_post", -1])
-    with pytest.raises(ConfigError, match="needs a batch of one prompt, got 3"):
-        model.run_with_cache(prompt, remove_batch_dim=True)
-    assert type(model.run_with_cache(prompt, return_cache_object=False)[1]) is dict
-
-
-# ---- TransformerLens's tools
-
-
-def test_patching_the_residual_stream_by_hand(model, prompt, clean):
-    _, cache = model.run_with_cache(clean)
-    found = patching.get_act_patch_resid_pre(model, model.to_tokens(prompt), cache, metric)
-    assert found.shape == (LAYERS, P)
-    for layer in range(LAYERS):
-        for position in range(P):
-            stream = model(prompt, stop_at_layer=layer).detach()
-            stream[:, position] = cache["resid_pre", layer][:, position]
-            expected = metric(model(stream, start_at_layer=layer)).item()
-            assert found[layer, position].item() == pytest.approx(expected, rel=1e-5)  # sweeps store float32
-
-
-def test_patching_heads_by_hand(model, prompt, clean):
-    _, cache = model.run_with_cache(clean)
-    _, corrupted = model.run_with_cache(prompt)
-    found = patching.get_act_patch_attn_head_out_all_pos(model, model.to_tokens(prompt), cache, metric)
-    last = LAYERS - 1
-    for head in range(HEADS):
-        z = corrupted["z", last].clone()
-        z[:, :, head] = cache["z", last][:, :, head]
-        out = corrupted["resid_pre", last] + torch.einsum("bphk,hkd->bpd", z, model.W_O[last])
-        assert found[last, head].item() == pytest.approx(metric(model.unembed(out)).item(), rel=1e-5)
-
-
-SWEEPS = [name for name in dir(patching) if name.startswith("get_act_patch") and "direct_path" not in name]
-
-
-@pytest.mark.parametrize("name", SWEEPS)
-def test_every_patching_sweep_runs_over_positions(model, prompt, clean, name):
-    _, cache = model.run_with_cache(clean)
-    found = getattr(patching, name)(model, model.to_tokens(prompt), cache, metric)
-    assert found.isfinite().all()
-    assert all(size in (3, 5, LAYERS, HEADS, P) for size in found.shape)
-    if "pos" in name and "all_pos" not in name:
-        assert P in found.shape
-
-
-def test_direct_paths(model, prompt, clean):
-    if not hasattr(patching, "get_act_patch_direct_path"):
-        pytest.skip("this TransformerLens has no direct path patching")
-    (_, cache), (_, corrupted) = model.run_with_cache(clean), model.run_with_cache(prompt)
-    tokens = model.to_tokens(prompt)
-    found = patching.get_act_patch_direct_path(model, tokens, cache, corrupted, metric, 0, 0, verbose=False)
-    assert found[1].ne(metric(model(prompt)).item()).all()
-    assert not model.cfg.use_split_qkv_input
-
-
-@pytest.mark.parametrize("granularity", ["node", "edge"])
-def test_attribution_patching(model, prompt, clean, granularity):
-    tools = pytest.importorskip("transformer_lens.tools.analysis.attribution_patching")
-    try:
-        config = tools.EdgeAttributionConfig(granularity=granularity)
-        found = tools.attribution_patch(model, model.to_tokens(clean), model.to_tokens(prompt), metric, config)
-    except NotImplementedError as error:
-        pytest.skip(f"this TransformerLens: {error}")
-    # The metric is linear in the last layer's heads, so there the estimate is the effect itself.
-    (_, cache), (_, corrupted) = model.run_with_cache(clean), model.run_with_cache(prompt)
-    change = (cache["result", 1] - corrupted["result", 1])[:, -1, :, DIM].mean(0)
-    for head in range(HEADS):
-        node = tools.Node("attn_head_out", layer=1, head=head, position=L)
-        assert found.node_scores[node] == pytest.approx(change[head].item())
-    assert found.node_scores[tools.Node("mlp_out", layer=1, position=L)] == 0  # there is none
-
-
-def test_logit_lens(model, prompt):
-    tools = pytest.importorskip("transformer_lens.tools.analysis.logit_lens")
-    result = tools.logit_lens(model, model.to_tokens(prompt), positions=None)
-    torch.testing.assert_close(result.readout.values[-1], model(prompt).detach())
-
-
-def test_head_detector(model, prompt):
-    pattern = torch.zeros(P, P)
-    pattern[-1, :L] = 1  # how much of all attention is the query's
-    scores = detect_head(model, prompt[:1], pattern)
-    torch.testing.assert_close(scores, torch.full((LAYERS, HEADS), 1 / L, dtype=torch.float64))
-    for name in ("duplicate_token_head", "induction_head"):
-        with pytest.raises(AttributeError, match="columns of numbers, not token ids"):
-            detect_head(model, prompt[:1], name)
-    with pytest.raises(ConfigError, match="no text that it could read"):
-        detect_head(model, "some text", "previous_token_head")
-
-
-def test_svd_and_composition(model):
-    single = ICLTransformer(CONFIG, seed=0)  # TransformerLens 3 takes the SVD of float32 only
-    vectors = SVDInterpreter(single).get_singular_vectors("OV", layer_index=0, head_index=1, num_vectors=2)
-    assert vectors.shape == (N, 1, 2)
-
-    KQ, OV = circuits(model)
-    for mode, reads in (("Q", KQ.mT), ("K", KQ), ("V", OV.mT)):
-        scores = model.all_composition_scores(mode)
-        assert scores.shape == (LAYERS, HEADS, LAYERS, HEADS)
-        assert not scores[1].any()
-        assert not scores[:, :, 0].any()
-        written, read = OV[0, 1].mT, reads[1, 2]
-        torch.testing.assert_close(scores[0, 1, 1, 2], (written @ read).norm() / written.norm() / read.norm())
-    with pytest.raises(ConfigError, match="mode must be 'Q', 'K' or 'V', got 'X'"):
-        model.all_composition_scores("X")
-
-
-def test_other_things_tools_ask_for(model, prompt):
-    assert model.to_str_tokens(prompt) == ["x1", "x2", "x3", "x4", "x5", "x6", "query"]
-    assert model.to_single_token("y1") == 1
-    with pytest.raises(ConfigError, match="the outputs are y0, y1, got ' cat'"):
-        model.to_single_token(" cat")
-    assert torch.equal(model.tokens_to_residual_directions(torch.tensor([[1, 0]])), model.W_U.T[[1, 0]][None])
-    assert [layer for layer, _ in model.blocks_with("attn")] == [0, 1]
-    assert model.blocks_with("mlp") == []
-    assert not model.accumulated_bias(1, mlp_input=True).any()
-    assert model.ln_final(prompt.z) is not None
-    tokens = model.to_tokens(prompt)
-    assert (tokens.shape, tokens.ndim, len(tokens)) == ((B, P), 2, B)
-    assert tokens[1:].to("cpu").shape == (B - 1, P)
-    model.set_use_attn_result(False)
-    assert "blocks.0.attn.hook_result" in model.run_with_cache(prompt)[1]
-
-
-def test_transformer_lenss_training_loop_takes_the_model():
-    tools = pytest.importorskip("transformer_lens.tools.training")
-    model = ICLTransformer(ModelConfig(dim=3), seed=0)
-    prompts = LinearRegression(dim=3, length=8).sample(512, generator=rng())
-    table = prompts.z
-    table[:, -1, 3:] = prompts.y_q
-    before = model(prompts, return_type="loss").item()
-    config = tools.TrainConfig(num_epochs=5, batch_size=64, lr=0.03, device="cpu", print_every=None)
-    tools.train(model, config, [{"tokens": row} for row in table])
-    assert model(prompts, return_type="loss").item() < 0.9 * before
-    assert torch.equal(model.W_U, torch.eye(4)[:, 3:])
-
-
 # ---- what is refused
 
 
@@ -586,8 +267,13 @@ def test_inputs_that_do_not_fit_are_refused(model, prompt):
         model(torch.zeros(B, 1, D))
     with pytest.raises(ConfigError, match=size + r"\(3, 7, 4\)"):
         model(make_prompt(ModelConfig(dim=3)))
-    with pytest.raises(ConfigError, match=r"reads a Prompt, or its z .* got list"):
-        model.to_tokens([1, 2])
+    for wrong, got in (([1, 2], "int"), ([], "list"), ("some text", "str")):
+        with pytest.raises(ConfigError, match=f"reads a Prompt, or its z .* got {got}"):
+            model.to_tokens(wrong)
+    with pytest.raises(ConfigError, match=r"equally many positions, got \(3, 7\), \(3, 5\)"):
+        model.to_tokens([prompt, make_prompt(length=4)])
+    with pytest.raises(ConfigError, match="prepend_bos must be None or False, got True"):
+        model.to_tokens(prompt, prepend_bos=True)
     with pytest.raises(ConfigError, match="return_type must be 'logits', 'loss' or None, got 'both'"):
         model(prompt, return_type="both")
     with pytest.raises(ConfigError, match="the loss needs the query's response"):
