@@ -15,7 +15,7 @@ from torch import Tensor
 from icl_interp.tasks import Prompt
 
 # Hook points that fire only while a switch of `cfg` is on.
-SWITCHES = {
+SWITCHES: dict[str, str] = {
     "hook_q_input": "use_split_qkv_input",
     "hook_k_input": "use_split_qkv_input",
     "hook_v_input": "use_split_qkv_input",
@@ -24,7 +24,7 @@ SWITCHES = {
 }
 
 # What a HookedTransformer has and this model does not: why, and what to use instead.
-ABSENT = {
+ABSENT: dict[str, tuple[str, ...]] = {
     "it reads numbers and has no vocabulary; model.predict(prompt) answers a query, and model.to_str_tokens(prompt) "
     "names the positions": (
         *("generate", "generate_stream", "tokenizer", "set_tokenizer", "get_token_position", "sample_datapoint"),

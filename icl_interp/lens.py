@@ -2,7 +2,8 @@
 
 `ICLTransformer` is built on it (`icl_interp.model`).  Names and shapes are those of an attn-only HookedTransformer, so
 caches, patching and circuit tools take it as one.  TransformerLens multiplies rows: its QK and OV are the transposes of
-the paper's KQ and OV, which `icl_interp.circuits` holds.  Import this module late: TransformerLens takes seconds.
+the paper's KQ and OV, which `icl_interp.circuits` holds.  Of `detect_head`'s measures "abs" takes lower-triangular
+patterns only, that is mask="strict_causal"; "mul" takes all.  Import this module late: TransformerLens takes seconds.
 """
 
 from __future__ import annotations
@@ -54,14 +55,15 @@ class _Read(Generic[T]):
     """An attribute that is computed from the weights and cannot be set."""
 
     def __init__(self, read: Callable[[LensModel], T], doc: str):
-        self.read, self.__doc__ = read, doc
+        self._read: Callable[[LensModel], T] = read
+        self.__doc__ = doc
 
     @overload
     def __get__(self, model: None, owner: type) -> _Read[T]: ...
     @overload
     def __get__(self, model: LensModel, owner: type | None = None) -> T: ...
     def __get__(self, model: LensModel | None, owner: type | None = None) -> T | _Read[T]:
-        return self if model is None else self.read(model)
+        return self if model is None else self._read(model)
 
     def __set__(self, model: LensModel, value: object) -> NoReturn:
         raise AttributeError(f"this is computed from the blocks' weights: {self.__doc__}; set those")
@@ -304,19 +306,23 @@ class LensModel(HookedRootModule):
     def _stacked(self, name: str) -> Tensor:
         return torch.stack([getattr(block.attn, name) for block in self.blocks])
 
-    W_Q = _Read(lambda self: self._stacked("W_Q"), "(n_layers, n_heads, d_model, d_head)")
-    W_K = _Read(lambda self: self._stacked("W_K"), "(n_layers, n_heads, d_model, d_head)")
-    W_V = _Read(lambda self: self._stacked("W_V"), "(n_layers, n_heads, d_model, d_head)")
-    W_O = _Read(lambda self: self._stacked("W_O"), "(n_layers, n_heads, d_head, d_model)")
-    b_Q = _Read(lambda self: self._stacked("b_Q"), "Zeros, (n_layers, n_heads, d_head)")
-    b_K = _Read(lambda self: self._stacked("b_K"), "Zeros, (n_layers, n_heads, d_head)")
-    b_V = _Read(lambda self: self._stacked("b_V"), "Zeros, (n_layers, n_heads, d_head)")
-    b_O = _Read(lambda self: self._stacked("b_O"), "Zeros, (n_layers, d_model)")
-    W_U = _Read(lambda self: self.unembed.W_U, "[0; I_N], (d_model, n_outputs)")
-    b_U = _Read(lambda self: self.unembed.b_U, "Zeros, (n_outputs,)")
-    QK = _Read(lambda self: FactoredMatrix(self.W_Q, self.W_K.mT), "score = z_q QK z_kᵀ / attn_scale")
-    OV = _Read(lambda self: FactoredMatrix(self.W_V, self.W_O), "A head writes the mean of z OV over its keys")
-    ln_final = _Read(lambda self: nn.Identity(), "There is no final LayerNorm")
+    W_Q: _Read[Tensor] = _Read(lambda self: self._stacked("W_Q"), "(n_layers, n_heads, d_model, d_head)")
+    W_K: _Read[Tensor] = _Read(lambda self: self._stacked("W_K"), "(n_layers, n_heads, d_model, d_head)")
+    W_V: _Read[Tensor] = _Read(lambda self: self._stacked("W_V"), "(n_layers, n_heads, d_model, d_head)")
+    W_O: _Read[Tensor] = _Read(lambda self: self._stacked("W_O"), "(n_layers, n_heads, d_head, d_model)")
+    b_Q: _Read[Tensor] = _Read(lambda self: self._stacked("b_Q"), "Zeros, (n_layers, n_heads, d_head)")
+    b_K: _Read[Tensor] = _Read(lambda self: self._stacked("b_K"), "Zeros, (n_layers, n_heads, d_head)")
+    b_V: _Read[Tensor] = _Read(lambda self: self._stacked("b_V"), "Zeros, (n_layers, n_heads, d_head)")
+    b_O: _Read[Tensor] = _Read(lambda self: self._stacked("b_O"), "Zeros, (n_layers, d_model)")
+    W_U: _Read[Tensor] = _Read(lambda self: self.unembed.W_U, "[0; I_N], (d_model, n_outputs)")
+    b_U: _Read[Tensor] = _Read(lambda self: self.unembed.b_U, "Zeros, (n_outputs,)")
+    QK: _Read[FactoredMatrix] = _Read(
+        lambda self: FactoredMatrix(self.W_Q, self.W_K.mT), "score = z_q QK z_kᵀ / attn_scale"
+    )
+    OV: _Read[FactoredMatrix] = _Read(
+        lambda self: FactoredMatrix(self.W_V, self.W_O), "A head writes the mean of z OV over its keys"
+    )
+    ln_final: _Read[nn.Identity] = _Read(lambda self: nn.Identity(), "There is no final LayerNorm")
 
     @property
     def all_head_labels(self) -> list[str]:

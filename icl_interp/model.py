@@ -60,6 +60,16 @@ class Attention(nn.Module):
     W_K: nn.Parameter
     W_V: nn.Parameter
     W_O: nn.Parameter
+    hook_q_input: HookPoint
+    hook_k_input: HookPoint
+    hook_v_input: HookPoint
+    hook_q: HookPoint
+    hook_k: HookPoint
+    hook_v: HookPoint
+    hook_attn_scores: HookPoint
+    hook_pattern: HookPoint
+    hook_z: HookPoint
+    hook_result: HookPoint
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -70,12 +80,9 @@ class Attention(nn.Module):
         for name in ("b_Q", "b_K", "b_V"):  # zeros for tools to read; the forward pass does not add them
             self.register_buffer(name, torch.zeros(heads, d_head), persistent=False)
         self.register_buffer("b_O", torch.zeros(width), persistent=False)
-        self.score_scale = config.score_scale
-        self.weights_of_scores = ATTENTION_WEIGHTS[config.activation]
-
-        self.hook_q_input, self.hook_k_input, self.hook_v_input = HookPoint(), HookPoint(), HookPoint()
-        self.hook_q, self.hook_k, self.hook_v, self.hook_z = HookPoint(), HookPoint(), HookPoint(), HookPoint()
-        self.hook_attn_scores, self.hook_pattern, self.hook_result = HookPoint(), HookPoint(), HookPoint()
+        self._score_scale = config.score_scale
+        self._weights_of_scores = ATTENTION_WEIGHTS[config.activation]
+        _add_hook_points(self)
 
     @_sees_hooks
     def forward(
@@ -85,12 +92,19 @@ class Attention(nn.Module):
         q = self.hook_q(_project(q_input, self.W_Q))
         k = self.hook_k(_project(k_input, self.W_K))
         v = self.hook_v(_project(v_input, self.W_V))
-        scores = einsum(q / self.score_scale, k, "batch q head d_head, batch k head d_head -> batch head q k")
+        scores = einsum(q / self._score_scale, k, "batch q head d_head, batch k head d_head -> batch head q k")
         scores = self.hook_attn_scores(scores.masked_fill(~allowed, -torch.inf))
         # The mask is read off the scores again, so that hooks which edit them can close and open connections.
-        pattern = self.hook_pattern(self.weights_of_scores(scores, scores != -torch.inf))
+        pattern = self.hook_pattern(self._weights_of_scores(scores, scores != -torch.inf))
         z = self.hook_z(einsum(pattern, v, "batch head q k, batch k head d_head -> batch q head d_head"))
         return self.hook_result(einsum(z, self.W_O, "batch q head d_head, head d_head d -> batch q head d")).sum(2)
+
+
+def _add_hook_points(module: nn.Module) -> None:
+    """Make the hook points that a module's class declares."""
+    for name in type(module).__annotations__:
+        if name.startswith("hook_") and not hasattr(module, name):
+            module.add_module(name, HookPoint())
 
 
 def _project(x: Tensor, W: Float[Tensor, "heads d_model d_head"]) -> Float[Tensor, "batch positions heads d_head"]:
@@ -101,16 +115,24 @@ def _project(x: Tensor, W: Float[Tensor, "heads d_model d_head"]) -> Float[Tenso
 class Block(nn.Module):
     """One layer: attention and the residual link; there is no MLP, and its name says so."""
 
-    hook_out_is_single_residual_stream = True  # what TransformerLens's logit lens asks of a block
+    hook_out_is_single_residual_stream: bool = True  # what TransformerLens's logit lens asks of a block
+    attn: Attention
+    hook_resid_pre: HookPoint
+    hook_attn_in: HookPoint
+    hook_q_input: HookPoint
+    hook_k_input: HookPoint
+    hook_v_input: HookPoint
+    hook_attn_out: HookPoint
+    hook_resid_mid: HookPoint
+    hook_mlp_in: HookPoint
+    hook_mlp_out: HookPoint
+    hook_resid_post: HookPoint
 
     def __init__(self, config: ModelConfig, cfg: LensConfig):
         super().__init__()
         self.cfg = cfg
         self.attn = Attention(config)
-        self.hook_attn_in, self.hook_mlp_in, self.hook_mlp_out = HookPoint(), HookPoint(), HookPoint()
-        self.hook_q_input, self.hook_k_input, self.hook_v_input = HookPoint(), HookPoint(), HookPoint()
-        self.hook_resid_pre, self.hook_attn_out = HookPoint(), HookPoint()
-        self.hook_resid_mid, self.hook_resid_post = HookPoint(), HookPoint()
+        _add_hook_points(self)
 
     @_sees_hooks
     def forward(
@@ -158,6 +180,11 @@ class ICLTransformer(LensModel):
     Raises:
         ConfigError: both `seed` and `generator`.
     """
+
+    cfg: LensConfig
+    hook_embed: HookPoint
+    blocks: nn.ModuleList
+    unembed: Unembed
 
     def __init__(
         self,

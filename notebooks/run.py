@@ -1,9 +1,10 @@
-"""Run the notebooks from top to bottom and write their outputs into them, with figures as pictures too.
+"""Run the notebooks from top to bottom and write their outputs into them, figures as pictures too.
 
     python notebooks/run.py [hooks circuits write_a_probe]
 
-Figures are kept interactive for Jupyter and as PNG for whoever only looks, which needs kaleido and a Chrome; that of a
-cell tagged "picture" is also written to `pictures`.  What a cell tagged "not-kept" shows is left out.
+Figures are kept interactive for Jupyter and as PNG for whoever only looks, which needs kaleido and
+a Chrome; that of a cell tagged "picture" is also written to `pictures`.  What a cell tagged
+"not-kept" shows is left out.
 """
 
 from __future__ import annotations
@@ -29,12 +30,17 @@ def run(notebook: NotebookNode, folder: Path) -> NotebookNode:
         nbclient.exceptions.CellExecutionError: a cell failed.
     """
     client = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}})
-    client.execute(env={**os.environ, "PLOTLY_RENDERER": os.environ.get("PLOTLY_RENDERER", "plotly_mimetype+png")})
+    client.execute(
+        env={
+            **os.environ,
+            "PLOTLY_RENDERER": os.environ.get("PLOTLY_RENDERER", "plotly_mimetype+png"),
+        }
+    )
     return notebook
 
 
 def tidy(notebook: NotebookNode) -> None:
-    """Leave out what differs from one execution to the next, and what was only said while it ran."""
+    """Leave out what differs from one execution to the next, and what it said on the way."""
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
@@ -60,7 +66,9 @@ def main() -> None:
         tidy(notebook)
         nbformat.write(notebook, path)
         keep_picture(notebook, HERE / "pictures" / f"{path.stem}.png")
-        print(f"{path.name}: {time.perf_counter() - start:.0f} s, {path.stat().st_size / 1e3:.0f} kB")
+        print(
+            f"{path.name}: {time.perf_counter() - start:.0f} s, {path.stat().st_size / 1e3:.0f} kB"
+        )
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ os.environ.setdefault("WANDB_MODE", "disabled")  # a dependency of TransformerLe
 COMPUTING = (
     "attention",
     "circuits",
+    "compat",
     "estimates",
     "estimators",
     "lens",

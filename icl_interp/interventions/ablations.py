@@ -10,7 +10,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from icl_interp.errors import ConfigError
-from icl_interp.interventions.intervention import HeadSet, Intervention, Layer, by_layer, chosen_heads, result_hook
+from icl_interp.interventions.intervention import (
+    HeadSet,
+    Intervention,
+    Layer,
+    by_layer,
+    chosen_heads,
+    pieces,
+    result_hook,
+)
 from icl_interp.tasks import Prompt
 
 if TYPE_CHECKING:
@@ -95,8 +103,9 @@ def _results(
     if not isinstance(reference, Prompt) or not len(reference):
         raise ConfigError(f"reference must be a Prompt, with at least one prompt in it, got {reference!r}")
     layers = by_layer(chosen)
-    _, cache = model.run_with_cache(reference, names_filter=[f"blocks.{at.layer}.attn.hook_result" for at in layers])
-    return {at.layer: cache["result", at.layer][:, :, at.heads] for at in layers}
+    names = [f"blocks.{at.layer}.attn.hook_result" for at in layers]
+    caches = [model.run_with_cache(piece, names_filter=names)[1] for piece in pieces(model, reference)]
+    return {at.layer: torch.cat([cache["result", at.layer][:, :, at.heads] for cache in caches]) for at in layers}
 
 
 def _fitting(stored: Tensor, results: Tensor) -> Tensor:

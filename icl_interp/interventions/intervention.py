@@ -79,7 +79,7 @@ class Intervention:
         """
         changes: list[np.ndarray] = []
         done = 0
-        for prompt in self._pieces(prompts):
+        for prompt in pieces(self.model, prompts):
             before = self._squared_errors(prompt)
             with self._applied(done):
                 changes.append((self._squared_errors(prompt) - before).cpu().numpy())
@@ -98,10 +98,12 @@ class Intervention:
         prediction = self.model.predict(prompt).double()
         return (prediction - prompt.y_q.to(prediction)).square().mean(-1)
 
-    def _pieces(self, prompts: Prompt | Iterable[Prompt]) -> Iterator[Prompt]:
-        for prompt in [prompts] if isinstance(prompts, Prompt) else prompts:
-            size = max(1, CHUNK_NUMBERS // (self.model.config.n_heads * (prompt.length + 1) ** 2))
-            yield from (prompt[start : start + size] for start in range(0, len(prompt), size))
+
+def pieces(model: ICLTransformer, prompts: Prompt | Iterable[Prompt]) -> Iterator[Prompt]:
+    """The same prompts, in pieces that a full pass has room for."""
+    for prompt in [prompts] if isinstance(prompts, Prompt) else prompts:
+        size = max(1, CHUNK_NUMBERS // (model.config.n_heads * (prompt.length + 1) ** 2))
+        yield from (prompt[start : start + size] for start in range(0, len(prompt), size))
 
 
 def chosen_heads(model: object, heads: HeadSet | None) -> tuple[tuple[int, int], ...]:

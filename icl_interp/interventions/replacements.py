@@ -46,7 +46,7 @@ def idealisation(
         task: tells G where covariates are correlated (`roles.reference_shape`); None means the identity.
 
     Raises:
-        ConfigError: heads that are not there; as many ω or μ as there are no heads; a task of another d.
+        ConfigError: heads that are not there; ω or μ for another number of them; a task of another d.
     """
     chosen = chosen_heads(model, heads)
     KQ, OV = _ideal(model, chosen, task)

@@ -43,7 +43,7 @@ class Journal:
 
     def __init__(self, out: Path, described: dict[str, Any], every: float):
         target = out.resolve()
-        self.folder = target.with_name(f".{target.name}.training")
+        self.folder: Path = target.with_name(f".{target.name}.training")
         self._described, self._every, self._saved, self._parts = described, every, time.monotonic(), 0
         self._open: list[Any] = []
 

@@ -81,7 +81,7 @@ class Sampled(Given):
     """Batches from the task's own `sample`, drawn on the device that trains."""
 
     def __init__(self, config: TrainConfig, device: torch.device):
-        self.generator = torch.Generator(device).manual_seed(data_seed(config.prompt_seed))
+        self.generator: torch.Generator = torch.Generator(device).manual_seed(data_seed(config.prompt_seed))
         self._task, self._batch = config.task, config.batch_size
 
     def prompt(self) -> Prompt:

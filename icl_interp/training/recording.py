@@ -34,7 +34,7 @@ class Recorder:
     """Collects a run's records.  They can be stored elsewhere in parts, and joined in the end."""
 
     def __init__(self, config: ModelConfig, planned: Sequence[int], budget: int = RUN_BYTES):
-        self.planned = frozenset(planned)
+        self.planned: frozenset[int] = frozenset(planned)
         self._config = config
         self._keep = _affordable(planned, config, budget)
         self._records: list[tuple[int, float, np.ndarray, np.ndarray]] = []

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from icl_interp.errors import ConfigError
-from icl_interp.interventions import mean_ablation, resample_ablation, zero_ablation
+from icl_interp.interventions import intervention, mean_ablation, resample_ablation, zero_ablation
 
 
 def test_zero_ablation_is_a_head_without_weights(deep, sample, with_weights):
@@ -50,6 +50,17 @@ def test_resampling_puts_another_prompts_output(deep, sample):
         torch.testing.assert_close(deep(prompt), expected, rtol=1e-12, atol=1e-12)  # the same draw each time
     with resample_ablation(deep, "L0H1", reference, seed=4):
         assert not torch.allclose(deep(prompt), expected)
+
+
+def test_a_long_reference_is_run_in_pieces(deep, sample, monkeypatch):
+    prompt, reference = sample(4), sample(9, seed=1)
+    for ablation in (mean_ablation, resample_ablation):
+        with ablation(deep, ["L0H1", "L1H0"], reference):
+            expected = deep(prompt)
+        monkeypatch.setattr(intervention, "CHUNK_NUMBERS", 3 * 8**2 * 2)  # two prompts at a time
+        with ablation(deep, ["L0H1", "L1H0"], reference):
+            torch.testing.assert_close(deep(prompt), expected, rtol=1e-12, atol=1e-12)
+        monkeypatch.undo()
 
 
 def test_resampling_every_head_predicts_for_the_other_prompt(model, deep, sample):

@@ -1,10 +1,13 @@
 """Contexts that leave nothing behind, and the change in risk with its error."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 import transformer_lens.patching as patching
 
+from icl_interp.config import ModelConfig
 from icl_interp.errors import ConfigError
 from icl_interp.estimates import mean_of
 from icl_interp.interventions import (
@@ -16,8 +19,9 @@ from icl_interp.interventions import (
     transplant,
     zero_ablation,
 )
+from icl_interp.model import ICLTransformer
 from icl_interp.records import Run
-from icl_interp.tasks import LinearRegression
+from icl_interp.tasks import LinearRegression, Prompt
 from icl_interp.testing import plant
 
 
@@ -173,11 +177,18 @@ def test_intervals_cover(task):
     assert 0.90 < np.mean(held) < 0.985
 
 
-def test_several_responses_are_averaged():
-    from icl_interp.config import ModelConfig
-    from icl_interp.model import ICLTransformer
-    from icl_interp.tasks import Prompt
+@pytest.mark.gpu
+def test_on_a_gpu_they_do_the_same(model, sample):
+    prompt, reference = sample(20), sample(20, seed=1)
+    expected = [each.risk_change(prompt) for each in every_kind(model, reference)]
+    on_gpu = copy.deepcopy(model).cuda()
+    for each, wanted in zip(every_kind(on_gpu, reference.to("cuda")), expected, strict=True):
+        for given in (prompt, prompt.to("cuda")):
+            found = each.risk_change(given)
+            assert (found.value, found.half) == pytest.approx((wanted.value, wanted.half), rel=1e-8)
 
+
+def test_several_responses_are_averaged():
     model = ICLTransformer(ModelConfig(dim=3, n_outputs=2), seed=0)
     prompt = Prompt(torch.randn(50, 7, 3), torch.randn(50, 7, 2), torch.randn(50, 3), torch.randn(50, 2))
     before = model(prompt, return_type="loss")

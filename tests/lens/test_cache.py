@@ -94,6 +94,7 @@ def test_a_single_prompt_can_lose_its_batch_axis(case):
             model.run_with_cache(several, remove_batch_dim=True)
 
 
+@pytest.mark.filterwarnings("ignore:The 'move_model' parameter:DeprecationWarning")  # TransformerLens 3.0's own
 def test_it_can_be_moved_and_left_out(case, cache):
     assert cache.to("meta")["pattern", 0].device.type == "meta"
     assert cache.to("meta")["pattern", 0].shape == case.seen[0, "pattern"].shape
