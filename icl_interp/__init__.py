@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from icl_interp.formats import load
     from icl_interp.model import ICLTransformer
     from icl_interp.records import Dynamics, Run, Runs, TrainConfig
-    from icl_interp.tasks import LinearRegression, Prompt, Task, kms
+    from icl_interp.tasks import LinearRegression, MultiTaskRegression, Prompt, Task, kms
     from icl_interp.training import train, train_many
 
 _HOMES = {
@@ -36,7 +36,7 @@ _HOMES = {
     "formats": ("load",),
     "model": ("ICLTransformer",),
     "records": ("Dynamics", "Run", "Runs", "TrainConfig"),
-    "tasks": ("LinearRegression", "Prompt", "Task", "kms"),
+    "tasks": ("LinearRegression", "MultiTaskRegression", "Prompt", "Task", "kms"),
     "training": ("train", "train_many"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
@@ -51,6 +51,7 @@ __all__ = [
     "ICLTransformer",
     "LinearRegression",
     "ModelConfig",
+    "MultiTaskRegression",
     "Prompt",
     "Run",
     "Runs",

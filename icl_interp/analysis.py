@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -17,7 +17,7 @@ from icl_interp.circuits import Circuits
 from icl_interp.config import ModelConfig
 from icl_interp.devices import named_device
 from icl_interp.errors import ConfigError
-from icl_interp.formats import load_run
+from icl_interp.formats import Given, load_run
 from icl_interp.formats.files import write_file
 from icl_interp.probing import AnyProbe, Context, Outcome, Probe, Verdict, broken, discover, run_probe
 from icl_interp.records import Run
@@ -25,6 +25,7 @@ from icl_interp.serialization import Json, dumps, to_data
 from icl_interp.tasks import Task, UnavailableTask, check_task
 
 R = TypeVar("R")
+Checkpoint = str | Path | Run | torch.nn.Module | Mapping[str, object]
 SCHEMA_VERSION = 1
 
 
@@ -65,6 +66,8 @@ class Provenance:
     analysis_seed: int
     budget: int
     versions: dict[str, str]
+    format: str = ""
+    assumed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,7 +194,7 @@ class Analysis:
 
 
 def analyze(
-    checkpoint: str | Path | Run | torch.nn.Module,
+    checkpoint: Checkpoint,
     task: Task | None = None,
     *,
     probes: str | Sequence[str | AnyProbe | type[AnyProbe]] | None = None,
@@ -202,7 +205,7 @@ def analyze(
     """What a checkpoint learned, by every probe that applies to it.
 
     Args:
-        checkpoint: a run's folder, a `Run`, or an `ICLTransformer`.
+        checkpoint: a path to a run's folder or to a file of another make; a `Run`; a module or a dict of tensors.
         task: the distribution to read it under; None means the one it was trained on.
         probes: names, or probes and classes declared with `@probe`; None means all that are installed.
         seed: of all prompts that the probes draw: the same seed gives the same analysis.
@@ -214,7 +217,7 @@ def analyze(
         ConfigError: an unknown probe, a task that does not fit the model, a seed or budget out of range, a device that
             is not there.
     """
-    run = _open(checkpoint)
+    run = _open(checkpoint, task)
     place = named_device("cpu" if device == "auto" else device)
     chosen, failed = _choose(probes)
     known = task if task is not None else run.task
@@ -239,6 +242,8 @@ def analyze(
         analysis_seed=seed,
         budget=context.budget,
         versions={"icl-interp": version("icl-interp"), "torch": torch.__version__},
+        format=run.format,
+        assumed=run.assumed,
     )
     return Analysis(provenance, run.circuits(), tuple(outcomes))
 
@@ -250,17 +255,10 @@ def _written(text: str, path: str | Path | None) -> str | None:
     return None
 
 
-def _open(checkpoint: str | Path | Run | torch.nn.Module) -> Run:
+def _open(checkpoint: Checkpoint, task: Task | None) -> Run:
     if isinstance(checkpoint, Run):
         return checkpoint
-    if isinstance(checkpoint, str | Path):
-        return load_run(checkpoint)
-    if isinstance(checkpoint, torch.nn.Module):
-        from icl_interp.model import ICLTransformer
-
-        if isinstance(checkpoint, ICLTransformer):
-            return Run(checkpoint.config, checkpoint.weights(), origin="a model in memory")
-    raise ConfigError(f"a checkpoint is a run's folder, a Run or an ICLTransformer, got {type(checkpoint).__name__}")
+    return load_run(checkpoint, Given() if task is None else Given(dim=task.dim, n_outputs=task.n_outputs))
 
 
 def _on_disk(origin: str) -> bool:

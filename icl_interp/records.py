@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, get_args, overload
 import numpy as np
 from jaxtyping import Float, Int
 
-from icl_interp.config import ModelConfig, check_choice, check_count, check_positive
+from icl_interp.config import Mask, ModelConfig, check_choice, check_count, check_positive
 from icl_interp.errors import CheckpointError, ConfigError
 from icl_interp.tasks import Task, check_task
 from icl_interp.weights import Weights, check_weights
@@ -135,7 +135,7 @@ class Run:
     """A model's weights and what is known of how they came to be.
 
     `task` is None where the data distribution is unknown; `training` and `dynamics` are None for a model of unknown
-    origin.
+    origin.  `format` says what it was recognised as when it was opened, `assumed` what its file did not say.
 
     Raises:
         CheckpointError: weights that are missing, misshapen or not finite; a task of other sizes than the model's.
@@ -150,6 +150,8 @@ class Run:
     seed: int | None = None
     origin: str = "memory"
     versions: dict[str, str] = field(default_factory=dict)
+    format: str = ""
+    assumed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_weights(self.weights, self.model_config)
@@ -160,15 +162,25 @@ class Run:
                 )
 
     @classmethod
-    def load(cls, path: str | Path) -> Run:
-        """Open a run's folder.
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        dim: int | None = None,
+        n_outputs: int | None = None,
+        n_heads: int | None = None,
+        attn_scale: float | None = None,
+        mask: Mask | None = None,
+    ) -> Run:
+        """Open a run's folder, or a checkpoint of another make; the sizes are for files that do not say them.
 
         Raises:
-            CheckpointError: not a run, or a damaged one.
+            CheckpointError: not a checkpoint, or a damaged one.
+            ConfigError: a size that is not the file's.
         """
-        from icl_interp.formats import load_run
+        from icl_interp.formats import Given, load_run
 
-        return load_run(path)
+        return load_run(path, Given(dim, n_outputs, n_heads, attn_scale, mask))
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the run as a folder, all or nothing; an older run at `path` is only replaced with `overwrite`.

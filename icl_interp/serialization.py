@@ -20,13 +20,26 @@ from cattrs.gen import make_mapping_structure_fn
 from jaxtyping import jaxtyped
 
 from icl_interp.errors import CheckpointError
-from icl_interp.tasks import KMS, Covariance, LinearRegression, Mean, Task, UnavailableTask
+from icl_interp.tasks import (
+    KMS,
+    Covariance,
+    LinearRegression,
+    Mean,
+    MultiTaskRegression,
+    Supports,
+    Task,
+    UnavailableTask,
+)
 
 T = TypeVar("T")
 # What JSON can say.
 Json: TypeAlias = dict[str, "Json"] | list["Json"] | str | int | float | bool | None
 _DTYPES = ("bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)), "float32", "float64")
-TASKS: dict[str, type[Task]] = {"LinearRegression": LinearRegression, "custom": UnavailableTask}
+TASKS: dict[str, type[Task]] = {
+    "LinearRegression": LinearRegression,
+    "MultiTaskRegression": MultiTaskRegression,
+    "custom": UnavailableTask,
+}
 
 
 def to_data(value: object, kind: object = None) -> Any:
@@ -158,6 +171,10 @@ def _mean_from(value: object, _: Any) -> Mean:
     return _converter().structure(value, tuple[float, ...] if isinstance(value, list) else float)
 
 
+def _supports_from(value: object, _: Any) -> Supports:
+    return _converter().structure(value, tuple[tuple[int, ...], ...])
+
+
 @cache
 def _converter() -> Converter:
     converter = Converter(forbid_extra_keys=True)
@@ -179,6 +196,7 @@ def _converter() -> Converter:
     converter.register_unstructure_hook(Task, _task_to)
     converter.register_structure_hook(Covariance, _covariance_from)
     converter.register_structure_hook(Mean, _mean_from)
+    converter.register_structure_hook(Supports, _supports_from)
     return converter
 
 

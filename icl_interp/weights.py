@@ -60,8 +60,8 @@ def from_state_dict(state: Mapping[str, Tensor]) -> Weights:
     Raises:
         CheckpointError: a layer lacks one of the four, or they cannot be stacked.
     """
-    layers = {int(found[1]) for key in state if (found := re.fullmatch(r"blocks\.(\d+)\.attn\.W_[QKVO]", key))}
-    needed = [f"blocks.{layer}.attn.{name}" for name in WEIGHT_NAMES for layer in range(max(layers, default=0) + 1)]
+    layers = {found[1] for key in state if (found := re.fullmatch(r"blocks\.(\d+)\.attn\.W_[QKVO]", key))}
+    needed = [f"blocks.{layer}.attn.{name}" for name in WEIGHT_NAMES for layer in range(max(len(layers), 1))]
     if missing := [key for key in needed if key not in state]:
         raise CheckpointError(f"the state dict lacks {', '.join(missing)}; it has {', '.join(state) or 'nothing'}")
     try:

@@ -99,18 +99,16 @@ def test_a_model_in_another_precision_is_read_alike(planted):
     assert half.to_data()["probes"] == double.to_data()["probes"]
 
 
-@pytest.mark.parametrize(
-    ("thing", "said"),
-    [(None, "NoneType"), (3, "int"), (b"runs", "bytes"), ({}, "dict"), (torch.nn.Linear(2, 2), "Linear")],
-)
+@pytest.mark.parametrize(("thing", "said"), [(None, "NoneType"), (3, "int"), (b"runs", "bytes"), ([], "list")])
 def test_what_is_no_checkpoint(thing, said):
-    with pytest.raises(ConfigError, match=f"a run's folder, a Run or an ICLTransformer, got {said}"):
+    with pytest.raises(ConfigError, match=f"a folder, a file, a Run, a module or a dict of tensors, got {said}"):
         analyze(thing)
 
 
-def test_a_folder_that_is_not_there(tmp_path):
-    with pytest.raises(CheckpointError, match=r"gone.* does not exist"):
-        analyze(tmp_path / "gone")
+def test_what_holds_no_checkpoint():
+    for thing, said in (({}, "a dict of tensors"), (torch.nn.Linear(2, 2), "a Linear")):
+        with pytest.raises(CheckpointError, match=f"the checkpoint in memory: {said} that no format recognises"):
+            analyze(thing)
 
 
 def test_weights_that_are_not_finite(planted):
@@ -165,7 +163,7 @@ def test_a_task_that_is_not_available_counts_as_unknown(planted):
     results = [analyze(replace(planted, task=task), budget=50) for task in (unavailable, None)]
     assert outcomes(results[0]) == outcomes(results[1])
     assert outcomes(results[0])["risk"] == "skipped"
-    assert results[0]["risk"].reason == "needs the task (pass task=)"
+    assert results[0]["risk"].reason == "needs the task (pass task=, or --length and --noise-var on the command line)"
     assert results[0].provenance.task_from == "unavailable: a user's own"
 
 

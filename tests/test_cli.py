@@ -1,5 +1,6 @@
 """The command line: what it prints, what it leaves on disk, and how it ends."""
 
+import dataclasses
 import io
 import json
 import os
@@ -18,11 +19,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from icl_interp.cli import FAILED, INTERRUPTED, MISUSED, OK, _parser, main
+from icl_interp import train
+from icl_interp.cli import FAILED, INTERRUPTED, MISUSED, OK, main
+from icl_interp.cli.options import parser
 from icl_interp.probing import discover, registry
 from icl_interp.records import Run
-from icl_interp.tasks import KMS, LinearRegression
+from icl_interp.serialization import from_data
+from icl_interp.tasks import KMS, LinearRegression, MultiTaskRegression, Task
 from icl_interp.testing import plant
 
 SMALL = ["--dim", "3", "--length", "6", "--batch-size", "16", "--steps", "30", "--records", "5"]
@@ -232,11 +238,198 @@ def test_the_examples_in_the_help_and_the_readme_are_commands(capsys, command):
     written = re.findall(rf"icl-interp {command}\b[^#&\n]*", shell)
     assert written
     for example in (*examples, *written):
-        assert _parser().parse_args(example.split()[1:]).command
+        assert parser().parse_args(example.split()[1:]).command
 
 
 def test_the_version(capsys):
     assert invoke(capsys, "--version") == (OK, f"icl-interp {version('icl-interp')}\n", "")
+
+
+# --- Checkpoints of other makes ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def heads4(tmp_path):
+    """A file of the published code."""
+    run = plant(LinearRegression(3, 8), roles=("positive", "negative")).run
+    heads, width = run.model_config.n_heads, run.model_config.d_model
+    W = {name: weight[0].float() for name, weight in run.weights.items()}
+    held = {f"attention_layer.{n}_proj.weight": W[f"W_{n.upper()}"].mT.reshape(heads * width, width) for n in "qkv"}
+    held["attention_layer.o_proj.weight"] = W["W_O"][..., 3:].reshape(heads * width, 1).mT
+    torch.save({name: weight.clone() for name, weight in held.items()}, tmp_path / "heads4.pt")
+    return tmp_path / "heads4.pt"
+
+
+@pytest.fixture
+def two_responses(tmp_path):
+    np.savez(tmp_path / "two.npz", omega=[[0.1, 0.1, 0.0], [-0.1, -0.1, 0.0]], mu=[[4.0, 1.0], [-4.0, -1.0]])
+    return tmp_path / "two.npz"
+
+
+def report_of(file):
+    return json.loads((file.with_name(f"{file.name}.report") / "report.json").read_text())
+
+
+def test_a_file_and_its_task(capsys, heads4):
+    status, output, error = invoke(capsys, "analyze", heads4, "--length", 8, "--noise-var", 0.1, "--budget", 60)
+    assert (status, error) == (OK, "")
+    folder = heads4.parent / "heads4.pt.report"
+    assert f"written: {folder / 'report.md'}" in output
+    assert {path.name for path in folder.iterdir()} == {"report.html", "report.md", "report.json"}
+    assert "recognised as: a checkpoint of the published code" in output
+    assert "task (given): LinearRegression(dim=3, length=8, noise_var=0.1, covariance=None" in output
+    assert "assumed: the covariates have Σ = I and mean 0: neither --covariance nor --mean was given\n" in output
+    assert "assumed: β ~ N(0, I/d), and the query's response carries noise" in output
+    found = report_of(heads4)
+    statuses = {name: outcome["status"] for name, outcome in found["probes"].items()}
+    assert statuses.pop("dynamics") == "skipped"
+    assert set(statuses.values()) == {"done"}
+    for sentence in found["provenance"]["assumed"]:
+        assert sentence in (folder / "report.md").read_text().replace("\\", "")
+
+
+def test_a_file_without_a_task_says_what_is_missing(capsys, heads4):
+    status, output, error = invoke(capsys, "analyze", heads4, "--budget", 60)
+    assert (status, error) == (OK, "")
+    assert "task: not known: L and σ² did not come with the checkpoint; pass task= to analyze(), or --length" in output
+    assert output.count("skipped: needs the task (pass task=, or --length and --noise-var on the command line)") == 3
+    assert "kq_diagonal" in output  # what needs no task is measured all the same
+    assert "Σ = I" not in output
+
+
+def test_files_side_by_side_keep_their_reports_apart(capsys, heads4):
+    other = heads4.with_suffix(".safetensors")
+    save_file(torch.load(heads4, weights_only=True), other)
+    (heads4.parent / "report.html").write_text("of something else")
+    for file in (heads4, other):
+        assert invoke(capsys, "analyze", file, "--probe", "circuit_pattern")[0] == OK
+        assert report_of(file)["provenance"]["origin"] == str(file)
+    assert (heads4.parent / "report.html").read_text() == "of something else"
+
+
+def test_the_weights_of_a_run_are_the_run(capsys, tmp_path, run_folder):
+    folder = Run.load(run_folder).save(tmp_path / "r")
+    assert invoke(capsys, "analyze", folder / "weights.safetensors", "--probe", "circuit_pattern")[0] == OK
+    assert (folder / "report.html").is_file()
+    assert not list(folder.glob("*.report"))
+
+
+def given_task(file):
+    provenance = report_of(file)["provenance"]
+    return from_data(Task, provenance["task"]), provenance
+
+
+@pytest.mark.parametrize(
+    ("options", "task", "assumed"),
+    [
+        (["--covariance", "kms:0.5"], {"covariance": KMS(0.5)}, "the covariates have mean 0: --mean was not given"),
+        (["--mean", 1, 2, 3], {"mean": (1.0, 2.0, 3.0)}, "the covariates have Σ = I: --covariance was not given"),
+        (["--mean", 2, "--covariance", "kms:0.5"], {"mean": 2.0, "covariance": KMS(0.5)}, None),
+        (["--dim", 3, "--outputs", 1, "--heads", 2, "--mask", "strict_causal"], {}, "the covariates have Σ = I and"),
+    ],
+)
+def test_every_word_on_the_task_arrives(capsys, heads4, options, task, assumed):
+    line = ["--length", 7, "--noise-var", 0.2, "--probe", "head_roles", "--budget", 40]
+    status, _, error = invoke(capsys, "analyze", heads4, *options, *line)
+    assert (status, error) == (OK, "")
+    found, provenance = given_task(heads4)
+    assert (found, provenance["task_from"]) == (LinearRegression(3, 7, noise_var=0.2, **task), "given")
+    about_x = [sentence for sentence in provenance["assumed"] if sentence.startswith("the covariates")]
+    assert [sentence[: len(assumed or "")] for sentence in about_x] == ([assumed] if assumed else [])
+
+
+def test_a_run_has_a_task_to_take_the_rest_from(capsys, tmp_path, run_folder):
+    out = ["--probe", "head_roles", "--budget", 40, "--out", tmp_path]
+    assert invoke(capsys, "analyze", run_folder, "--length", 20, "--mean", 1, *out)[0] == OK
+    provenance = json.loads((tmp_path / "report.json").read_text())["provenance"]
+    assert from_data(Task, provenance["task"]) == dataclasses.replace(Run.load(run_folder).task, length=20, mean=1.0)
+    assert (provenance["task_from"], provenance["assumed"]) == ("given", [])
+
+
+def test_several_responses(capsys, two_responses):
+    line = ["--length", 8, "--noise-var", 0.1, "--probe", "head_roles", "--budget", 40]
+    assert complaint(capsys, "analyze", two_responses, *line) == (
+        MISUSED,
+        "the model has 2 responses: say with --supports which features each depends on, as in --supports "
+        '"0,1,2,3;2,3,4,5"',
+    )
+    assert invoke(capsys, "analyze", two_responses, *line, "--supports", "1,0;1, 2")[0] == OK
+    found, provenance = given_task(two_responses)
+    assert found == MultiTaskRegression(3, [(0, 1), (1, 2)], 8)
+    assert "the covariates are x ~ N(0, I)" in provenance["assumed"]
+    assert any(sentence.startswith("every response has a β of its own") for sentence in provenance["assumed"])
+
+
+def test_a_run_of_several_responses_under_another_length(capsys, tmp_path):
+    task = MultiTaskRegression(3, [(0, 1), (1, 2)], 8, shared_signal=True, signal_var=2.0)
+    run = train(task, n_heads=2, steps=5, n_records=2, out=tmp_path / "r", progress=False)
+    line = ["analyze", tmp_path / "r", "--probe", "head_roles", "--budget", 40]
+    for option, changed in ((["--length", 20], {"length": 20}), (["--supports", "0;2"], {"supports": [[0], [2]]})):
+        assert invoke(capsys, *line, *option)[0] == OK
+        provenance = json.loads((tmp_path / "r" / "report.json").read_text())["provenance"]
+        assert from_data(Task, provenance["task"]) == dataclasses.replace(run.task, **changed)
+    status, said = complaint(capsys, *line, "--mean", 1)
+    assert (status, said) == (
+        MISUSED,
+        "several responses share covariates x ~ N(0, I): leave --covariance and --mean out",
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "got"),
+    [
+        (["--length", 8], "--length"),
+        (["--noise-var", 0.1], "--noise-var"),
+        (["--mean", 0], "--mean"),
+        (["--covariance", "kms:0.5", "--length", 8], "--length, --covariance"),
+        (["--supports", "0,1"], "--supports"),
+    ],
+)
+def test_half_a_task_is_none(capsys, heads4, options, got):
+    status, line = complaint(capsys, "analyze", heads4, *options)
+    assert status == MISUSED
+    assert line == (
+        f"a task needs both --length and --noise-var, and {heads4} has no task to take them from; got only {got}"
+    )
+    assert not heads4.with_name("heads4.pt.report").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--dim", 0], "--dim must be a whole number ≥ 1, got 0"),
+        (["--outputs", -1], "--outputs must be a whole number ≥ 1, got -1"),
+        (["--heads", 0], "--heads must be a whole number ≥ 1, got 0"),
+        (["--attn-scale", 0], "--attn-scale must be a finite number > 0, got 0"),
+        (["--attn-scale", "nan"], "--attn-scale must be a finite number > 0, got nan"),
+        (["--dim", 4], "dim is 3 in "),
+        (["--heads", 3], "n_heads is 2 in "),
+        (["--length", 0, "--noise-var", 1], "length must be a whole number ≥ 1, got 0"),
+        (["--length", 8, "--noise-var", -1], "noise_var must be a finite number ≥ 0, got -1.0"),
+        (["--length", 8, "--noise-var", 1, "--mean", 1, 2], "mean must be one finite number or 3 of them"),
+        (["--length", 8, "--noise-var", 1, "--covariance", "gone"], "--covariance must be kms:RHO or a text file"),
+        (["--length", 8, "--noise-var", 1, "--supports", "0,3"], "supports[0] must be features among 0 … 2, each once"),
+        (["--length", 8, "--noise-var", 1, "--supports", "0;1"], "n_outputs is 1 in "),
+        (["--supports", "0;1", "--outputs", 1], "--supports has 2 sets, one for each response, and --outputs is 1"),
+        (["--supports", "0,;1"], "--supports must be sets of features, one for each response, as in "),
+        (["--supports", ""], "--supports must be sets of features, one for each response, as in "),
+        (["--supports", "0,1", "--mean", 1, "--length", 8, "--noise-var", 1], "several responses share covariates"),
+    ],
+)
+def test_a_file_with_what_cannot_be(capsys, heads4, options, said):
+    status, line = complaint(capsys, "analyze", heads4, *options)
+    assert status == MISUSED
+    assert line.startswith(said)
+    assert not heads4.with_name("heads4.pt.report").exists()
+
+
+def test_a_files_name_does_not_steer_the_terminal(capsys, heads4):
+    odd = heads4.rename(heads4.with_name("\x1b[31m\u202e.pt"))
+    _, output, _ = invoke(capsys, "analyze", odd, "--probe", "circuit_pattern")
+    assert "written: " in output
+    assert all(line.isprintable() for line in output.split("\n"))
+    _, line = complaint(capsys, "analyze", odd, "--length", 8)
+    assert line.isprintable()
 
 
 # --- The README's probe -----------------------------------------------------------------------------------------------

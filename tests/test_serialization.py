@@ -18,7 +18,7 @@ from icl_interp.config import ModelConfig
 from icl_interp.errors import CheckpointError
 from icl_interp.records import TrainConfig
 from icl_interp.serialization import dumps, from_data, to_data
-from icl_interp.tasks import LinearRegression, Prompt, Task, UnavailableTask, kms
+from icl_interp.tasks import LinearRegression, MultiTaskRegression, Prompt, Task, UnavailableTask, kms
 
 
 @dataclass(frozen=True)
@@ -303,7 +303,7 @@ json_values = st.recursive(
     max_leaves=10,
 )
 KINDS = [float, int, bool, str, np.ndarray, Float[np.ndarray, "a b"], dict[str, str], list[float], tuple[str, ...]]
-KINDS += [Inner, Everything, ModelConfig, TrainConfig, LinearRegression, Task]
+KINDS += [Inner, Everything, ModelConfig, TrainConfig, LinearRegression, MultiTaskRegression, Task]
 
 
 def structured_or_refused(kind, data):
@@ -366,7 +366,20 @@ tasks = st.builds(
 )
 
 
-@given(tasks)
+sets = st.lists(st.sets(st.integers(0, 3), min_size=1), min_size=1, max_size=3)
+several = st.builds(
+    MultiTaskRegression,
+    dim=st.just(4),
+    supports=sets,
+    length=st.integers(1, 100),
+    noise_var=variances,
+    query_noise=st.booleans(),
+    signal_var=st.floats(1e-6, 1e6),
+    shared_signal=st.booleans(),
+)
+
+
+@given(tasks | several)
 def test_tasks_come_back_equal(task):
     back = from_data(Task, through_json(task, Task))
     assert back == task
@@ -423,13 +436,14 @@ def test_a_users_own_task_comes_back_as_a_description(task, description):
 
 
 def test_unknown_tasks_are_refused_with_what_is_known():
+    known = "LinearRegression, MultiTaskRegression, custom"
     for data, shown in (
         ({"kind": "Sparse"}, "'Sparse'"),
         ({}, "None"),
         ({"kind": ["custom"]}, r"\['custom'\]"),
         ("x", "'x'"),
     ):
-        with pytest.raises(CheckpointError, match=f"unknown task {shown}; this version knows LinearRegression, custom"):
+        with pytest.raises(CheckpointError, match=f"unknown task {shown}; this version knows {known}"):
             from_data(Task, data)
 
 
@@ -450,5 +464,26 @@ def test_unknown_tasks_are_refused_with_what_is_known():
 )
 def test_impossible_tasks_in_a_file_say_why(change, complaint):
     data = through_json(LinearRegression(2, 3), Task)
+    with pytest.raises(CheckpointError, match=complaint):
+        from_data(Task, {**data, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"supports": None}, r"expected a list, got None @ \$.supports"),
+        ({"supports": "01"}, r"expected a list, got '01' @ \$.supports"),
+        ({"supports": [[0], "1"]}, r"expected a list, got '1' @ \$.supports\[1\]"),
+        ({"supports": [[0, True]]}, r"expected int, got True @ \$.supports\[0\]\[1\]"),
+        ({"supports": [[0, 1.0]]}, r"expected int, got 1.0 @ \$.supports\[0\]\[1\]"),
+        ({"supports": []}, "supports must be a sequence of sets of features"),
+        ({"supports": [[0], [2]]}, r"supports\[1\] must be features among 0 … 1, each once"),
+        ({"shared_signal": 1}, r"expected bool, got 1 @ \$.shared_signal"),
+        ({"covariance": None}, "Extra fields in constructor for MultiTaskRegression: covariance"),
+    ],
+)
+def test_impossible_tasks_of_several_responses_say_why(change, complaint):
+    data = through_json(MultiTaskRegression(2, [(0,), (0, 1)], 3), Task)
+    assert data["supports"] == [[0], [0, 1]]
     with pytest.raises(CheckpointError, match=complaint):
         from_data(Task, {**data, **change})

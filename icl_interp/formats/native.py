@@ -27,13 +27,16 @@ from torch import Tensor
 
 from icl_interp.config import ModelConfig
 from icl_interp.errors import CheckpointError, NoCheckpointError, SaveError
+from icl_interp.formats.contents import Contents, Given, shown
 from icl_interp.formats.files import hidden, reason, write_through
+from icl_interp.formats.registry import checkpoint_format
 from icl_interp.records import Dynamics, Run, TrainConfig, check_dynamics
 from icl_interp.serialization import dumps, from_data, to_data
 from icl_interp.tasks import Task
 
 SCHEMA_VERSION = 1
 MAX_JSON_BYTES = 2**28  # a few thousand do, but a covariance matrix is written out: 30 MB at d = 1,000
+MAX_TENSOR_BYTES = 2**33  # a few megabytes do, but snapshots of the widest models take gigabytes
 RUN, WEIGHTS, DYNAMICS, RUNS = "run.json", "weights.safetensors", "dynamics.safetensors", "runs.json"
 _RECORDS = ("steps", "loss", "omega", "mu", "snapshot_steps")
 
@@ -106,30 +109,38 @@ def check_target(path: Path, *, overwrite: bool) -> None:
         raise SaveError(f"{path} cannot be written: {reason(error)}") from error
 
 
-def load_run(path: str | Path) -> Run:
-    """Open a run's folder, on the CPU wherever it was trained.
+@checkpoint_format(name="native", title="a run of icl-interp")
+class Native:
+    """A run's folder, or the weights' file in it."""
 
-    Raises:
-        CheckpointError: not there or not a run (`NoCheckpointError`), damaged, or written by a newer version.
-    """
-    path = Path(path)
-    try:
-        if path.name == WEIGHTS and path.is_file():
-            path = path.parent
-        folder = place_of(path)
-        if not folder.exists():
-            raise NoCheckpointError("does not exist")
+    def recognises(self, contents: Contents) -> bool:
+        """Any folder: of one that is no run it can be said what is wanted."""
+        path = contents.path
+        return path is not None and (path.is_dir() or (path.name == WEIGHTS and (path.parent / RUN).is_file()))
+
+    def read(self, contents: Contents, given: Given) -> Run:
+        """The run, on the CPU wherever it was trained."""
+        assert contents.path is not None
+        folder = contents.path if contents.path.is_dir() else contents.path.parent
         if (folder / RUNS).is_file():
             raise NoCheckpointError(f"is a population of runs: open one of them, say {folder / '0000'}")
         if not (folder / RUN).is_file():
-            found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) if folder.is_dir() else "a file"
-            raise NoCheckpointError(
-                f"is not a run: expected a folder with {RUN} and {WEIGHTS}, found {found or 'nothing'}"
-            )
-        return _assemble(read_json(folder / RUN), folder, origin=str(path))
-    except Exception as error:  # a stranger's file may break anything
-        kind = NoCheckpointError if isinstance(error, NoCheckpointError) else CheckpointError
-        raise kind(f"{path}: {reason(error)}") from error
+            found = shown(sorted(part.name for part in folder.iterdir()))
+            raise NoCheckpointError(f"is not a run: expected a folder with {RUN} and {WEIGHTS}, found {found}")
+        origin = contents.origin if contents.path.is_dir() else str(Path(contents.origin).parent)
+        return _assemble(read_json(member(folder, RUN)), folder, origin)
+
+
+def member(folder: Path, name: str) -> Path:
+    """A file of a run's folder.
+
+    Raises:
+        CheckpointError: a link that leads out of the folder.
+    """
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise CheckpointError(f"{name} is a link that leads out of the folder, which is not followed")
+    return path
 
 
 def _describe(run: Run) -> dict[str, Any]:
@@ -161,7 +172,7 @@ def _assemble(data: dict[str, Any], folder: Path, origin: str) -> Run:
     described = from_data(_Description, data)
     run = Run(
         model_config=described.model,
-        weights=_read_tensors(folder / WEIGHTS),
+        weights=_read_tensors(member(folder, WEIGHTS)),
         task=described.task,
         training=described.training,
         step=described.step,
@@ -171,7 +182,7 @@ def _assemble(data: dict[str, Any], folder: Path, origin: str) -> Run:
     )
     if not (folder / DYNAMICS).exists():
         return run
-    return replace(run, dynamics=_read_dynamics(folder / DYNAMICS, run.model_config))
+    return replace(run, dynamics=_read_dynamics(member(folder, DYNAMICS), run.model_config))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -194,6 +205,8 @@ def read_json(path: Path) -> dict[str, Any]:
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"{path.name} is missing")
+    if path.stat().st_size > MAX_TENSOR_BYTES:
+        raise CheckpointError(f"{path.name} has {path.stat().st_size:,} bytes, a run's at most {MAX_TENSOR_BYTES:,}")
     try:
         return load_safetensors(path.read_bytes())
     except (SafetensorError, ValueError, RuntimeError, KeyError) as error:

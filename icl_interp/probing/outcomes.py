@@ -23,7 +23,7 @@ OutcomeStatus = Literal["done", "skipped", "not_applicable", "failed", "broken"]
 _OFFERS = {
     Need.WEIGHTS: "the model's weights",
     Need.FORWARD: "a model that can run",
-    Need.TASK: "the task (pass task=)",
+    Need.TASK: "the task (pass task=, or --length and --noise-var on the command line)",
     Need.DYNAMICS: "the record of the training",
 }
 

@@ -157,6 +157,10 @@ class CircuitPatternProbe:
             ("kq_21_zero", result.kq_21, MISS, "KQ_21, labels to scores, has {:.3f} of ‖ωI‖"),
             ("ov_21_zero", result.ov_21, OV_MISS, "OV_21, covariates to predictions, has {:.3f} of |μ|"),
         )
+        outputs = result.KQ.shape[-1] - result.dim
+        if outputs > 1:
+            reason = f"the claim is about one response; this model has {outputs}"
+            return [not_applicable(claim, SOURCE, reason) for claim, *_ in claims]
         return [self._judge(result, *claim) for claim in claims]
 
     def _judge(

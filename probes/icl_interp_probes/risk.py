@@ -77,6 +77,7 @@ class Risk:
         scale: the factor c that each predictor needs to come closest.
         margin: (f − c·g)² of each other predictor minus debiased GD's, relative to f², the lower of the two sets.
         several_heads: whether claims about several heads apply.
+        n_outputs: N, responses.
         prompts: for each number.
     """
 
@@ -94,6 +95,7 @@ class Risk:
     scale: Float[np.ndarray, "predictors"]
     margin: tuple[Estimate, ...]
     several_heads: bool
+    n_outputs: int
     prompts: int
 
 
@@ -143,6 +145,7 @@ class RiskProbe:
             scale=sets[0].scale,
             margin=tuple(margins),
             several_heads=context.config.n_heads > 1,
+            n_outputs=context.config.n_outputs,
             prompts=context.budget,
         )
 
@@ -203,8 +206,9 @@ class RiskProbe:
     def judge(self, result: Risk) -> list[Verdict]:
         """Below one head; as good as debiased GD; and closest to it."""
         source = f"{PAPER}, Observation 3"
-        if not result.several_heads:
-            reason = "the claim is about several heads; this model has one"
+        if result.n_outputs > 1 or not result.several_heads:
+            what = f"one response; this model has {result.n_outputs}" if result.n_outputs > 1 else ""
+            reason = f"the claim is about {what or 'several heads; this model has one'}"
             return [
                 not_applicable(claim, source, reason)
                 for claim in ("below_one_head_optimum", "risk_of_debiased_gd", "function_of_debiased_gd")

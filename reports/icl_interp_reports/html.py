@@ -20,24 +20,27 @@ from icl_interp_reports.numbers import numbers
 from icl_interp_reports.plotlyjs import packed, script_hash, source_hash
 from icl_interp_reports.svg import heatmap_svg
 from icl_interp_reports.templating import asset, environment, still
-from icl_interp_reports.words import LONGEST, brief, described, facts
+from icl_interp_reports.words import LONGEST, assumptions, brief, described, facts
 
 if TYPE_CHECKING:
-    from icl_interp.analysis import Analysis
+    from icl_interp.analysis import Analysis, Provenance
 
 LIMIT = 2_200_000  # bytes
 SMALLEST = 200  # bytes that are worth a note in their place
 BOOK = 50_000  # bytes
+OURS = "a run of icl-interp"  # a format that says all there is to say
 _LOOKS_AT = {
     Need.WEIGHTS: "the weights",
     Need.FORWARD: "predictions",
     Need.TASK: "prompts of the task",
     Need.DYNAMICS: "the record of the training",
 }
-_ASSUMED = {
-    "the run's own": "Prompts come from the distribution that the model was trained on, as the run recorded it.",
-    "given": "Prompts come from the distribution given to analyze(), whatever the model was trained on.",
-    "unknown": "Nothing is known of the task: what needs prompts was skipped.",
+_PROMPTS = {
+    "the run's own": "From the distribution that the model was trained on, as the run recorded it.",
+    "given": "From the distribution that was given, whatever the model was trained on.",
+    "unknown": "None: what needs prompts was skipped.",
+    "unavailable: a user's own": "None, and what needs prompts was skipped: a user's own task is not in the file; pass "
+    "it again as task=.",
 }
 
 
@@ -126,7 +129,8 @@ class _Page:
             analysis=self.analysis,
             provenance=p,
             facts=facts(self.analysis),
-            assumed=_ASSUMED.get(p.task_from, f"Task: {p.task_from}."),
+            assumed=assumptions(p),
+            prompts=_PROMPTS.get(p.task_from, f"Task: {p.task_from}."),
             cards=list(_cards(self.analysis)),
             tally=_tally(v for o in self.analysis for v in o.verdicts),
             summary=sorted(self._first_screen(), key=lambda block: isinstance(block, Heatmap)),
@@ -186,17 +190,30 @@ def _snippet(analysis: Analysis, outcome: Outcome) -> str:
         before.append(f"load_file({outcome.source!r})")
     elif re.fullmatch(r"[a-z][\w.]*", outcome.source, re.ASCII) and not outcome.source.startswith("icl_interp_probes."):
         imports.append(f"import {outcome.source}  # declares the probe")
-    before.append(f"checkpoint = {p.origin!r}" if p.on_disk else f"checkpoint = ...  # {brief(p.origin)}")
+    before.append(f"checkpoint = {_opened(p)}")
     task = ""
     if p.task_from == "given":
         task, said = ", task", described(p.task)
-        written = said.startswith("LinearRegression(") and len(said) <= LONGEST
+        kind = said.partition("(")[0]
+        written = kind in ("LinearRegression", "MultiTaskRegression") and len(said) <= LONGEST
         before.append(f"task = {said}" if written else f"task = ...  # {said}")
         if written:
-            imports.append(f"from icl_interp.tasks import LinearRegression{', kms' if 'kms(' in said else ''}")
+            imports.append(f"from icl_interp.tasks import {kind}{', kms' if 'kms(' in said else ''}")
     call = f"icl.analyze(checkpoint{task}, probes=[{outcome.probe!r}], seed={p.analysis_seed}, budget={p.budget})"
     after = [f"result = {call}", f"result[{outcome.probe!r}].value  # what was measured", "result.verdicts"]
     return "\n".join([*imports, "", *before, *after])
+
+
+def _opened(p: Provenance) -> str:
+    """The path, or how a file of another make is opened: with the sizes that it may not say."""
+    if not p.on_disk:
+        return f"...  # {brief(p.origin)}"
+    if p.format in ("", OURS):
+        return repr(p.origin)
+    sizes = {name: getattr(p.model, name) for name in ("dim", "n_outputs", "n_heads", "attn_scale", "mask")}
+    plain = {"attn_scale": None, "mask": "demonstrations"}  # what is there without a word
+    told = [f"{name}={value!r}" for name, value in sizes.items() if name not in plain or value != plain[name]]
+    return f"icl.Run.load({p.origin!r}, {', '.join(told)})"
 
 
 def _script_json(data: object) -> str:

@@ -13,7 +13,7 @@ from icl_interp_reports.population import runs_in_words
 from icl_interp_reports.prompts import prompt_numbers, prompt_picture, prompt_sizes, prompt_table
 from icl_interp_reports.svg import curve_svg
 from icl_interp_reports.templating import environment
-from icl_interp_reports.words import coordinates, facts, head_rows, run_facts
+from icl_interp_reports.words import assumptions, coordinates, facts, head_rows, run_facts
 
 if TYPE_CHECKING:
     from icl_interp.analysis import Analysis
@@ -31,7 +31,9 @@ _CIRCUITS = {
 def analysis_in_notebook(analysis: Analysis) -> str:
     """Settings, what belongs on a first screen, and every claim."""
     first = [b for o in analysis for b in o.blocks if isinstance(b, Table | Heatmap) and b.first_screen]
-    return _fragment("analysis", analysis=analysis, facts=facts(analysis), first=first)
+    return _fragment(
+        "analysis", analysis=analysis, facts=facts(analysis), assumed=assumptions(analysis.provenance), first=first
+    )
 
 
 def outcome_in_notebook(outcome: Outcome) -> str:
@@ -43,7 +45,7 @@ def run_in_notebook(run: Run) -> str:
     """Settings, the loss over the records, and each head's ω and μ."""
     loss = run.dynamics.loss if run.dynamics is not None else None
     curve = curve_svg(loss, "loss over the recorded points of the training") if loss is not None else ""
-    return _fragment("run", facts=run_facts(run), curve=curve, heads=_heads(run.circuits()))
+    return _fragment("run", facts=run_facts(run), assumed=assumptions(run), curve=curve, heads=_heads(run.circuits()))
 
 
 def runs_in_notebook(runs: Runs) -> str:

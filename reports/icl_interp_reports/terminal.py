@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING
 from icl_interp.probing import Cell, Outcome, Table, Verdict
 from icl_interp_reports.population import counted, runs_in_words
 from icl_interp_reports.prompts import prompt_numbers, prompt_sizes, prompt_table
-from icl_interp_reports.words import brief, clean, head_rows, headline, number, run_facts, settings, size
+from icl_interp_reports.words import (
+    assumptions,
+    brief,
+    clean,
+    head_rows,
+    headline,
+    number,
+    run_facts,
+    settings,
+    size,
+    told,
+)
 
 if TYPE_CHECKING:
     from icl_interp.analysis import Analysis
@@ -57,7 +68,7 @@ def run_in_a_line(run: Run) -> str:
 
 def run_text(run: Run) -> str:
     """All that is known of a run, and each head's ω and μ."""
-    return "\n".join([*(f"{name}: {said}" for name, said in run_facts(run).items()), "", *_heads(run.circuits())])
+    return "\n".join([*told(run_facts(run), assumptions(run)), "", *_heads(run.circuits())])
 
 
 def runs_in_a_line(runs: Runs) -> str:
@@ -68,7 +79,7 @@ def runs_in_a_line(runs: Runs) -> str:
 def runs_text(runs: Runs) -> str:
     """What the first runs share, and a row for each."""
     facts, table = runs_in_words(runs)
-    return "\n".join([*(f"{name}: {said}" for name, said in facts.items()), "", *_aligned(table)]).strip()
+    return "\n".join([*told(facts), "", *_aligned(table)]).strip()
 
 
 def prompt_in_a_line(prompt: Prompt) -> str:

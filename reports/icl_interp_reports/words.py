@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from icl_interp.probing import Verdict
 
 if TYPE_CHECKING:
-    from icl_interp.analysis import Analysis
+    from icl_interp.analysis import Analysis, Provenance
     from icl_interp.circuits import Circuits
     from icl_interp.config import ModelConfig
     from icl_interp.records import Run
 
 LONGEST = 500  # characters of what a file or a plugin named; prose is never cut
+MOST_ASSUMED = 20  # sentences
 
 
 def headline(analysis: Analysis) -> str:
@@ -22,25 +24,37 @@ def headline(analysis: Analysis) -> str:
 
 
 def settings(analysis: Analysis) -> list[str]:
-    """Model, task and sampling, a line each."""
-    return [f"{name}: {said}" for name, said in facts(analysis).items()]
+    """Model, task, sampling and what was assumed, a line each."""
+    return told(facts(analysis), assumptions(analysis.provenance))
+
+
+def told(said: dict[str, str], assumed: Sequence[str] = ()) -> list[str]:
+    """Facts, then assumptions, a line each."""
+    return [*(f"{name}: {words}" for name, words in said.items()), *(f"assumed: {sentence}" for sentence in assumed)]
 
 
 def facts(analysis: Analysis) -> dict[str, str]:
-    """Model, task and sampling, in words."""
+    """Format, model, task and sampling, in words."""
     p = analysis.provenance
+    task = (
+        {"task": f"not known: {_missing(p.model)}"}
+        if p.task is None
+        else {f"task ({brief(p.task_from)})": described(p.task)}
+    )
     return {
+        **_recognised(p),
         "model": _model(p.model, p.step, p.training_seed),
-        f"task ({brief(p.task_from)})": described(p.task),
+        **task,
         "sampling": f"{p.budget:,} prompts a measurement, seed {p.analysis_seed}",
     }
 
 
 def run_facts(run: Run) -> dict[str, str]:
-    """Model, task, training and origin, in words."""
+    """Format, model, task, training and origin, in words."""
     said = {
+        **_recognised(run),
         "model": _model(run.model_config, run.step, run.seed),
-        "task": described(run.task) if run.task else "unknown",
+        "task": described(run.task) if run.task is not None else f"not known: {_missing(run.model_config)}",
     }
     if run.training is not None:
         t = run.training
@@ -51,6 +65,22 @@ def run_facts(run: Run) -> dict[str, str]:
     if run.versions:
         said["versions"] = brief(", ".join(f"{name} {version}" for name, version in run.versions.items()))
     return said
+
+
+def assumptions(opened: Provenance | Run) -> list[str]:
+    """What the checkpoint did not say and was assumed, a sentence each."""
+    more = len(opened.assumed) - MOST_ASSUMED
+    return [*map(brief, opened.assumed[:MOST_ASSUMED]), *([f"and {more:,} things more"] if more > 0 else [])]
+
+
+def _recognised(opened: Provenance | Run) -> dict[str, str]:
+    return {"recognised as": brief(opened.format)} if opened.format else {}
+
+
+def _missing(model: ModelConfig) -> str:
+    """What a checkpoint without a task lacks, and how to give it."""
+    options = "--length and --noise-var" if model.n_outputs == 1 else "--length, --noise-var and --supports"
+    return f"L and σ² did not come with the checkpoint; pass task= to analyze(), or {options} on the command line"
 
 
 def described(task: object) -> str:

@@ -182,7 +182,8 @@ def test_a_need_that_is_not_met_skips_and_names_it():
     assert (outcome.status, outcome.reason) == ("skipped", "needs the record of the training")
     nothing = Context(type(bare)(bare.model_config, bare.weights))
     outcome = run_probe(Plain(needs=Need.TASK | Need.DYNAMICS), nothing)
-    assert outcome.reason == "needs the task (pass task=) and the record of the training"
+    task = "the task (pass task=, or --length and --noise-var on the command line)"
+    assert outcome.reason == f"needs {task} and the record of the training"
 
 
 def test_a_use_that_is_not_met_does_not_skip(seen):

@@ -47,7 +47,7 @@ from icl_interp.probing import (
     registry,
 )
 from icl_interp.serialization import to_data
-from icl_interp.tasks import LinearRegression, UnavailableTask, kms
+from icl_interp.tasks import LinearRegression, MultiTaskRegression, UnavailableTask, kms
 from icl_interp.testing import plant
 from icl_interp_reports import to_html
 from icl_interp_reports.figures import figure
@@ -129,7 +129,8 @@ def everywhere(text):
     )
     task = UnavailableTask(3, 8, 1, text)
     versions = {text: text, "icl-interp": text}
-    return make(*outcomes, origin=text, task=task, task_from=text, versions=versions)
+    opened = {"origin": text, "format": text, "assumed": (text,) * 3}
+    return make(*outcomes, **opened, task=task, task_from=text, versions=versions)
 
 
 # --- Pages ------------------------------------------------------------------------------------------------------------
@@ -448,10 +449,12 @@ WIDE = Table(tuple(f"c{i}" for i in range(40)), (("x" * 500,) * 40,) * 300, "a w
         lambda: make(Outcome("mine", "mine", "failed", reason="x" * 3_000_000, details="y\n" * 3_000_000)),
         lambda: make(origin="x" * 3_000_000),
         lambda: make(task=UnavailableTask(3, 8, 1, "x" * 3_000_000)),
+        lambda: make(format="x" * 3_000_000, assumed=("x" * 3_000_000,)),
+        lambda: make(assumed=("x" * 300,) * 20_000),
         lambda: make(done(Text("x" * 3_000_000), Equation("x" * 3_000_000, "y" * 3_000_000))),
         lambda: make(done(Bars(("x" * 100,) * 20_000, np.zeros(20_000), "many bars"))),
     ],
-    ids=["table", "result", "failure", "origin", "task", "words", "bars"],
+    ids=["table", "result", "failure", "origin", "task", "format", "assumptions", "words", "bars"],
 )
 def test_the_limit_holds_whatever_is_large(analysis):
     html = to_html(analysis())
@@ -547,7 +550,7 @@ def test_what_was_looked_at_and_how():
 
 
 def test_where_the_checkpoint_came_from():
-    said = telling().one("section", aria_labelledby="provenance-title").text
+    said = panel(telling()).text
     for words in ("runs/h4", "2 heads, d = 3, N = 1", "LinearRegression(dim=3, length=8", "12,345 prompts", "seed 17"):
         assert words in said
     for name, version in empty().provenance.versions.items():
@@ -560,11 +563,61 @@ def test_tables_for_the_first_screen_are_there_and_in_their_card():
             assert words in place.text
 
 
-@pytest.mark.parametrize("task_from", ["the run's own", "given", "unknown", "unavailable: a user's own"])
-def test_what_was_assumed_of_the_task(task_from):
-    said = read(task_from=task_from).one("section", aria_labelledby="provenance-title").text
-    words = {"the run's own": "trained on", "given": "given to analyze()", "unknown": "Nothing is known of the task"}
-    assert words.get(task_from, task_from) in said
+@pytest.mark.parametrize(
+    ("task_from", "words"),
+    [
+        ("the run's own", "From the distribution that the model was trained on, as the run recorded it."),
+        ("given", "From the distribution that was given, whatever the model was trained on."),
+        ("unknown", "None: what needs prompts was skipped."),
+        ("unavailable: a user's own", "pass it again as task=."),
+    ],
+)
+def test_where_prompts_come_from(task_from, words):
+    (said,) = entries(read(task_from=task_from))["prompts"]
+    assert said.endswith(words)
+
+
+def panel(page):
+    return page.one("section", aria_labelledby="provenance-title")
+
+
+def entries(page):
+    """The panel's terms, each with all that is said of it."""
+    said = {}
+    for element in page.elements:
+        if panel(page) in element.within and element.tag == "dt":
+            said[name := element.text] = []
+        if panel(page) in element.within and element.tag == "dd":
+            said[name].append(element.text)
+    return said
+
+
+ASSUMED = ("The scores are divided by √6.", "d is 5: <o_proj> has one row.", "The mask is the published one.")
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_what_was_assumed_is_on_the_first_screen(count):
+    page = read(format="a file of <somebody's>", assumed=ASSUMED[:count])
+    assert entries(page)["recognised as"] == ["a file of <somebody's>"]
+    assert entries(page)["assumed"] == list(ASSUMED[:count] or ["nothing"])
+    assert page.one(class_="first") in panel(page).within
+    links = [e.text for e in page.all("a", href="#provenance")]
+    assert links == {0: [], 1: ["1 thing assumed"], 3: ["3 things assumed"]}[count]
+    assert [e.text for e in page.all("dt", class_="assumed")] == ["assumed"] * bool(count)
+
+
+def test_of_a_checkpoint_in_memory_there_is_nothing_to_recognise():
+    assert "recognised as" not in entries(read())
+
+
+@pytest.mark.parametrize(
+    ("outputs", "options"), [(1, "or --length and --noise-var on"), (2, "or --length, --noise-var and --supports on")]
+)
+def test_an_unknown_task_says_what_is_missing_and_how_to_give_it(outputs, options):
+    model = replace(empty().provenance.model, n_outputs=outputs)
+    (said,) = entries(read(task=None, task_from="unknown", model=model))["task"]
+    assert said.startswith("not known: L and σ² did not come with the checkpoint; pass task= to analyze(), ")
+    assert options in said
 
 
 def test_every_kind_of_block_has_its_place():
@@ -781,6 +834,25 @@ def test_it_imports_a_probe_from_its_module(saved, tmp_path, monkeypatch, own_re
     own_registry()
     monkeypatch.delitem(sys.modules, "a_module_of_mine")
     assert agree(ran(snippet(analysis, "mine")), analysis, "mine")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "sizes", "task"),
+    [
+        ({"omega": [0.1, -0.1], "mu": [4.0, -4.0]}, {"dim": 3}, GIVEN),
+        (
+            {"omega": [[0.1, 0.1, 0.0], [-0.1, -0.1, 0.0]], "mu": [[4.0, 1.0], [-4.0, -1.0]]},
+            {"n_outputs": 2},
+            MultiTaskRegression(3, [(0, 1), (1, 2)], 12, shared_signal=True),
+        ),
+    ],
+    ids=["sizes that its file does not say", "several responses"],
+)
+def test_it_opens_a_file_of_another_make(tmp_path, arrays, sizes, task):
+    np.savez(tmp_path / "it's four.npz", **arrays)
+    opened = icl.Run.load(tmp_path / "it's four.npz", **sizes)
+    analysis = icl.analyze(opened, task, probes=["head_roles"], seed=3, budget=60)
+    assert agree(ran(snippet(analysis, "head_roles")), analysis, "head_roles")
 
 
 def test_what_cannot_be_written_down_is_left_to_the_reader():

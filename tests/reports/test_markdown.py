@@ -44,7 +44,8 @@ def hostile(text):
     )
     done = Outcome(text, text, "done", None, shown, (verdict,))
     failed = Outcome(text, text, "failed", reason=text)
-    return make(done, failed, origin=text, task=UnavailableTask(3, 8, 1, text), task_from=text)
+    opened = {"origin": text, "format": text, "assumed": (text, text)}
+    return make(done, failed, **opened, task=UnavailableTask(3, 8, 1, text), task_from=text)
 
 
 def shape_of(document):
@@ -155,6 +156,12 @@ def test_a_document():
         "\n"
         "*Equation: x squared*\n"
     )
+
+
+def test_what_was_assumed_is_among_the_settings():
+    document = to_markdown(make(format="plain arrays", assumed=("`d` is 3.", "N is 1.")))
+    assert "\n\n- recognised as: plain arrays\n- model: " in document
+    assert "\n- assumed: \\`d\\` is 3.\n- assumed: N is 1.\n\n## Verdicts" in document
 
 
 def test_the_same_analysis_gives_the_same_bytes(tmp_path):

@@ -86,8 +86,9 @@ def hostile(text):
     )
     done = Outcome(text, text, "done", None, blocks, (verdict,), about=text)
     task, versions = UnavailableTask(3, 8, 1, text), {text: text}
-    changed = replace(analysis().provenance, origin=text, task=task, task_from=text, versions=versions)
-    of_run = Run(run().model_config, run().weights, task, origin=text, versions=versions)
+    opened = {"origin": text, "format": text, "assumed": (text, text), "versions": versions}
+    changed = replace(analysis().provenance, task=task, task_from=text, **opened)
+    of_run = Run(run().model_config, run().weights, task, **opened)
     return of_run, Analysis(changed, analysis().circuits, (done, Outcome(text, text, "failed", reason=text)))
 
 
@@ -126,8 +127,17 @@ def test_a_run_shows_its_settings_its_loss_and_its_heads():
 
 def test_a_run_of_which_little_is_known():
     text = shown(untrained())
-    assert "unknown" in text
+    assert "not known: L and σ² did not come with the checkpoint" in text
     assert "<polyline" not in text
+
+
+def test_what_was_assumed_is_told_of_runs_and_analyses():
+    opened = {"format": "plain <arrays>", "assumed": ("d is 3.", "N is 1.")}
+    of_analysis = Analysis(replace(analysis().provenance, **opened), analysis().circuits, analysis().outcomes)
+    for thing in (replace(run(), **opened), of_analysis):
+        assert "recognised as plain <arrays> model" in said(thing)
+        assert "assumed d is 3. N is 1." in said(thing)
+    assert "assumed" not in said(run())
 
 
 @pytest.mark.parametrize(("sizes", "pictures"), [({}, 2 * 2), ({"n_layers": 2, "n_heads": 3}, 2 * 2 * 3)])

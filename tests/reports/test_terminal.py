@@ -36,7 +36,8 @@ def hostile(text):
     table = Table((text,), ((text,),), alt=text, title=text)
     task = UnavailableTask(3, 8, 1, text)
     done = Outcome(text, text, "done", None, (table,), (verdict,))
-    return make(done, Outcome(text, text, "failed", reason=text), origin=text, task=task, task_from=text)
+    opened = {"origin": text, "format": text, "assumed": (text, text)}
+    return make(done, Outcome(text, text, "failed", reason=text), **opened, task=task, task_from=text)
 
 
 def test_nothing_steers_the_terminal():
@@ -108,6 +109,25 @@ def test_the_settings_say_what_was_read_and_how():
     assert sampling == "sampling: 12,345 prompts a measurement, seed 3"
     config = replace(empty().provenance.model, n_heads=1, n_layers=3)
     assert settings(make(model=config))[0] == "model: 3 layers, one head, d = 3, N = 1"
+
+
+def test_the_settings_say_what_a_checkpoint_was_taken_for_and_what_was_assumed():
+    said = settings(make(format="plain arrays", assumed=("d is 3.", "N is\n1."), task=None, task_from="unknown"))
+    assert said[0] == "recognised as: plain arrays"
+    assert said[2] == (
+        "task: not known: L and σ² did not come with the checkpoint; pass task= to analyze(), or --length and "
+        "--noise-var on the command line"
+    )
+    assert said[-2:] == ["assumed: d is 3.", "assumed: N is 1."]
+    assert settings(make(assumed=("a",) * 1_000))[-2:] == ["assumed: a", "assumed: and 980 things more"]
+
+
+def test_so_does_a_run():
+    run = plant(LinearRegression(3, 8), roles=("positive", "negative")).run
+    lines = str(replace(run, task=None, format="plain\x1b arrays", assumed=("d is 3.",))).split("\n")
+    assert lines[0] == "recognised as: plain\N{REPLACEMENT CHARACTER} arrays"
+    assert lines[2].startswith("task: not known: L and σ² did not come with the checkpoint; pass task=")
+    assert lines[lines.index("") - 1] == "assumed: d is 3."
 
 
 @given(st.text(st.characters()))

@@ -578,10 +578,10 @@ def test_wrong_places(saved, tmp_path):
     for name in "ba":
         (tmp_path / "full" / name).write_text("")
     assert_refused(tmp_path / "full", "not a run: .* found a, b")
-    assert_refused(saved / RUN, "not a run: .* found a file")
+    assert_refused(saved / RUN, "is not a run but one of its files: name the folder it is in")
     assert_refused(saved.parent, "not a run: .* found empty, full, run")
     (tmp_path / WEIGHTS).write_bytes(b"")
-    assert_refused(tmp_path / WEIGHTS, "not a run", named=tmp_path)
+    assert_refused(tmp_path / WEIGHTS, "is an empty file")
 
 
 @pytest.mark.parametrize("name", [RUN, WEIGHTS, DYNAMICS])
@@ -594,7 +594,7 @@ def test_files_that_are_no_files(run, saved, name, make):
     if name == DYNAMICS and not (saved / name).exists():
         assert load_run(saved).dynamics is None  # as good as absent
     else:
-        assert_refused(saved, "not a run|is missing|Input/output error|truncated or damaged|damaged, not JSON")
+        assert_refused(saved, "not a run|is missing|truncated or damaged|a link that leads out of the folder")
 
 
 def test_missing_files(run, saved):
@@ -777,7 +777,10 @@ def test_no_module_of_ours_unpickles():
     unpickles = re.compile(r"(pickle|dill|joblib|marshal)\.loads?\b|Unpickler|import shelve|torch\.load\(|allow_pickle")
     sources = {file: file.read_text(encoding="utf-8") for file in Path(icl.__file__).parent.rglob("*.py")}
     assert len(sources) > 20
-    assert [file.name for file, text in sources.items() if unpickles.search(text)] == []
+    safe = 'torch.load(path, map_location="cpu", weights_only=True)'  # of data alone, whatever a file says
+    found = [file.name for file, text in sources.items() if unpickles.search(text.replace(safe, ""))]
+    assert found == []
+    assert sum(text.count(safe) for text in sources.values()) == 1
 
 
 def test_a_run_from_a_gpu_opens_without_one(run, saved):

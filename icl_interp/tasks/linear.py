@@ -1,8 +1,4 @@
-"""In-context regression tasks: where prompts come from (arXiv 2503.12734, section 2; theory in `icl_interp.theory`).
-
-A prompt is L demonstrations (x_ℓ, y_ℓ) and a query x_q whose response y_q is to be predicted.  A `Task` draws prompts;
-any object with the protocol's four members trains and is analyzed.  Drawing costs about one normal per number drawn.
-"""
+"""Linear regression with one response (arXiv 2503.12734, section 2): any covariance and mean of the covariates."""
 
 from __future__ import annotations
 
@@ -10,7 +6,6 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,155 +15,8 @@ from torch import Tensor
 from icl_interp import theory
 from icl_interp.config import check_count, check_flag, check_positive
 from icl_interp.errors import ConfigError
-
-
-@dataclass(frozen=True, eq=False)
-class Prompt:
-    """A batch of prompts: demonstrations, query, and the query's response.
-
-    Where TransformerLens takes tokens it takes a batch of prompts too: `shape` and `ndim` are where its sweeps over
-    positions look.
-
-    Raises:
-        ConfigError: other than four tensors, or shapes that do not belong together.
-    """
-
-    x: Float[Tensor, "batch length dim"]
-    y: Float[Tensor, "batch length outputs"]
-    x_q: Float[Tensor, "batch dim"]
-    y_q: Float[Tensor, "batch outputs"]
-
-    ndim: ClassVar[int] = 2
-    """Axes, as TransformerLens counts those of tokens: batch and positions."""
-
-    def __post_init__(self) -> None:
-        parts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        if not all(isinstance(part, Tensor) for part in parts.values()):
-            kinds = ", ".join(f"{name} {type(part).__name__}" for name, part in parts.items())
-            raise ConfigError(f"a prompt is made of four tensors, got {kinds}")
-        fits = self.x.ndim == self.y.ndim == 3 and self.x.shape[:2] == self.y.shape[:2] and self.x.shape[1] > 0
-        if not (fits and self.x_q.shape == self.x[:, 0].shape and self.y_q.shape == self.y[:, 0].shape):
-            shapes = ", ".join(f"{name} {tuple(part.shape)}" for name, part in parts.items())
-            raise ConfigError(
-                "a prompt needs x (batch, length, dim), y (batch, length, outputs), x_q (batch, dim) and y_q (batch, "
-                f"outputs), with a length of at least 1, got {shapes}"
-            )
-
-    @property
-    def length(self) -> int:
-        """L, the number of demonstrations."""
-        return self.x.shape[1]
-
-    @property
-    def shape(self) -> torch.Size:
-        """(batch, positions), with L + 1 positions: where TransformerLens's position sweeps look."""
-        return torch.Size((len(self), self.length + 1))
-
-    @property
-    def demonstrations(self) -> Float[Tensor, "batch length d_model"]:
-        """The columns (x_ℓ, y_ℓ) that attention reads."""
-        return torch.cat([self.x, self.y], dim=-1)
-
-    @property
-    def query(self) -> Float[Tensor, "batch d_model"]:
-        """The column (x_q, 0) that asks."""
-        return torch.cat([self.x_q, torch.zeros_like(self.y_q)], dim=-1)
-
-    @property
-    def z(self) -> Float[Tensor, "batch positions d_model"]:
-        """The residual stream at layer 0: L demonstrations, then the query with zeros for its response."""
-        return torch.cat([self.demonstrations, self.query[:, None]], dim=1)
-
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Prompt:
-        """The same prompts on another device or in another dtype."""
-        return Prompt(*(t.to(device=device, dtype=dtype) for t in (self.x, self.y, self.x_q, self.y_q)))
-
-    def cpu(self) -> Prompt:
-        """The same prompts on the CPU."""
-        return self.to("cpu")
-
-    def __len__(self) -> int:
-        return self.x.shape[0]
-
-    def __getitem__(self, index: slice) -> Prompt:
-        return Prompt(self.x[index], self.y[index], self.x_q[index], self.y_q[index])
-
-    def __repr__(self) -> str:
-        from icl_interp_reports import prompt_in_a_line
-
-        return prompt_in_a_line(self)
-
-    def __str__(self) -> str:
-        from icl_interp_reports import prompt_text
-
-        return prompt_text(self)
-
-    def _repr_html_(self) -> str:
-        from icl_interp_reports import prompt_in_notebook
-
-        return prompt_in_notebook(self)
-
-
-@runtime_checkable
-class Task(Protocol):
-    """A distribution over prompts.  Write one to train on, or analyze under, data of your own."""
-
-    @property
-    def dim(self) -> int:
-        """d, the number of covariates."""
-        ...
-
-    @property
-    def length(self) -> int:
-        """L, the number of demonstrations in training."""
-        ...
-
-    @property
-    def n_outputs(self) -> int:
-        """N, the number of responses."""
-        ...
-
-    def sample(
-        self,
-        batch: int,
-        *,
-        length: int | None = None,
-        generator: torch.Generator | None = None,
-        device: torch.device | str | None = None,
-    ) -> Prompt:
-        """Draw `batch` prompts of `length` (default: the task's) with all randomness from `generator`."""
-        ...
-
-
-def check_task(task: object) -> None:
-    """Raise `ConfigError` unless `task` has the protocol's members."""
-    if not isinstance(task, Task):
-        raise ConfigError(f"task must have dim, length, n_outputs and sample(), got {task!r}")
-
-
-@dataclass(frozen=True)
-class UnavailableTask:
-    """Stands in for a user's own task in a run read from disk: a file can describe code, not bring it back."""
-
-    dim: int
-    length: int
-    n_outputs: int
-    description: str
-
-    def __post_init__(self) -> None:
-        for name in ("dim", "length", "n_outputs"):
-            check_count(name, getattr(self, name))
-
-    def sample(
-        self,
-        batch: int,
-        *,
-        length: int | None = None,
-        generator: torch.Generator | None = None,
-        device: torch.device | str | None = None,
-    ) -> Prompt:
-        """Raise `ConfigError`: the task has to be passed again."""
-        raise ConfigError(f"this run was trained on a task of its user's own, {self.description}: pass it as task=")
+from icl_interp.tasks.prompt import Prompt
+from icl_interp.tasks.protocol import drawing
 
 
 @dataclass(frozen=True)
@@ -306,13 +154,7 @@ class LinearRegression:
         Raises:
             ConfigError: `batch` or `length` below one.
         """
-        check_count("batch", batch)
-        L = self.length if length is None else length
-        check_count("length", L)
-        if device is None and generator is not None:
-            device = generator.device
-        options = {"generator": generator, "device": device, "dtype": torch.float32}
-
+        L, options = drawing(self, batch, length, generator, device)
         x = torch.randn(batch, L + 1, self.dim, **options)  # the query is the last one
         root, mean = self._root_and_mean(x.device)
         if self.covariance is not None:

@@ -1,0 +1,163 @@
+"""What a user says of a task or a checkpoint, as the options have it."""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from icl_interp.config import check_count, check_positive
+from icl_interp.errors import ConfigError
+
+if TYPE_CHECKING:
+    from icl_interp.formats import Given
+    from icl_interp.records import Run
+    from icl_interp.tasks import Covariance, LinearRegression, MultiTaskRegression
+
+
+def task(options: argparse.Namespace) -> LinearRegression:
+    """The task to train on."""
+    from icl_interp.tasks import LinearRegression
+
+    return LinearRegression(
+        dim=options.dim,
+        length=options.length,
+        noise_var=options.noise_var,
+        covariance=_covariance(options.covariance),
+        mean=_mean(options.mean),
+    )
+
+
+def of_checkpoint(options: argparse.Namespace) -> Given:
+    """What to take for granted when the checkpoint is opened.
+
+    Raises:
+        ConfigError: a size or a scale that no model has, or supports for another number of responses.
+    """
+    from icl_interp.formats import Given
+
+    sets = _supports(options.supports)
+    outputs = len(sets) if sets is not None and options.outputs is None else options.outputs
+    for name, value in (("--dim", options.dim), ("--outputs", outputs), ("--heads", options.heads)):
+        if value is not None:
+            check_count(name, value)
+    if options.attn_scale is not None:
+        check_positive("--attn-scale", options.attn_scale)
+    if sets is not None and len(sets) != outputs:
+        raise ConfigError(f"--supports has {len(sets)} sets, one for each response, and --outputs is {outputs}")
+    return Given(options.dim, outputs, options.heads, options.attn_scale, options.mask)
+
+
+def task_for(
+    run: Run, options: argparse.Namespace
+) -> tuple[LinearRegression | MultiTaskRegression | None, tuple[str, ...]]:
+    """The task to read `run` under, None for the run's own; and what of it nobody said, a sentence each.
+
+    What the options do not say is as in the run's own task, where it has one that is known.
+
+    Raises:
+        ConfigError: options that do not make a task; the message says which are needed.
+    """
+    from icl_interp.tasks import LinearRegression, MultiTaskRegression
+
+    said = _said_of_task(options)
+    own = run.task if isinstance(run.task, LinearRegression | MultiTaskRegression) else None
+    if not said:
+        return None, ()
+    if own is None and not {"length", "noise_var"} <= said.keys():
+        raise ConfigError(
+            f"a task needs both --length and --noise-var, and {run.origin} has no task to take them from; got only "
+            f"{', '.join(_option(name) for name in said)}"
+        )
+    if "supports" in said or isinstance(own, MultiTaskRegression):
+        return _several(run, own, said)
+    if run.model_config.n_outputs > 1:
+        raise ConfigError(
+            f"the model has {run.model_config.n_outputs} responses: say with --supports which features each depends "
+            'on, as in --supports "0,1,2,3;2,3,4,5"'
+        )
+    if own is not None:
+        return replace(own, **said), ()
+    return LinearRegression(dim=run.model_config.dim, **said), _unsaid(said)
+
+
+def _several(
+    run: Run, own: LinearRegression | MultiTaskRegression | None, said: dict[str, Any]
+) -> tuple[MultiTaskRegression, tuple[str, ...]]:
+    from icl_interp.tasks import MultiTaskRegression
+
+    if said.keys() & {"covariance", "mean"}:
+        raise ConfigError("several responses share covariates x ~ N(0, I): leave --covariance and --mean out")
+    if isinstance(own, MultiTaskRegression):
+        return replace(own, **said), ()
+    if own is not None:
+        said = {name: getattr(own, name) for name in ("length", "noise_var")} | said
+    return MultiTaskRegression(dim=run.model_config.dim, **said), (
+        "the covariates are x ~ N(0, I)",
+        "every response has a β of its own, N(0, I/|S_n|), and the query's responses carry noise, as all others do",
+    )
+
+
+def _said_of_task(options: argparse.Namespace) -> dict[str, Any]:
+    said = {
+        "length": options.length,
+        "noise_var": options.noise_var,
+        "covariance": _covariance(options.covariance),
+        "mean": None if options.mean is None else _mean(options.mean),
+        "supports": _supports(options.supports),
+    }
+    return {name: value for name, value in said.items() if value is not None}
+
+
+def _unsaid(said: dict[str, Any]) -> tuple[str, ...]:
+    defaults = {"covariance": "Σ = I", "mean": "mean 0"}
+    left = [name for name in defaults if name not in said]
+    signal = "β ~ N(0, I/d), and the query's response carries noise, as all others do"
+    if not left:
+        return (signal,)
+    options = " nor ".join(map(_option, left))
+    missing = f"neither {options} was given" if len(left) == 2 else f"{options} was not given"
+    return f"the covariates have {' and '.join(defaults[name] for name in left)}: {missing}", signal
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _mean(numbers: list[float]) -> float | tuple[float, ...]:
+    return numbers[0] if len(numbers) == 1 else tuple(numbers)
+
+
+def _supports(text: str | None) -> list[list[int]] | None:
+    """Features separated by commas, responses by semicolons."""
+    if text is None:
+        return None
+    try:
+        return [[int(feature) for feature in part.split(",")] for part in text.split(";")]
+    except ValueError:
+        raise ConfigError(
+            f'--supports must be sets of features, one for each response, as in "0,1,2,3;2,3,4,5", got {text!r}'
+        ) from None
+
+
+def _covariance(text: str | None) -> Covariance:
+    """`kms:RHO`, or a text file of d rows of d numbers."""
+    if text is None:
+        return None
+    if text.startswith("kms:"):
+        from icl_interp import kms
+
+        try:
+            return kms(float(text.removeprefix("kms:")))
+        except ValueError as error:
+            raise ConfigError(f"--covariance kms:RHO needs −1 < RHO < 1, got {text!r} ({error})") from None
+    import numpy as np
+
+    try:
+        with warnings.catch_warnings(action="ignore"):  # an empty file is refused below, with its shape
+            return np.loadtxt(text, ndmin=2)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"--covariance must be kms:RHO or a text file of d rows of d numbers, got {text!r}: {error}"
+        ) from None
