@@ -7,7 +7,7 @@ from pathlib import Path
 
 from icl_interp.errors import CheckpointError, NoCheckpointError, SaveError
 from icl_interp.formats.files import reason, write_through
-from icl_interp.formats.native import RUNS, place_of, read_json, save_folder, write_run
+from icl_interp.formats.native import RUNS, member, place_of, read_json, save_folder, write_run
 from icl_interp.records import Run, Runs
 from icl_interp.serialization import dumps
 
@@ -47,11 +47,11 @@ def load_runs(path: str | Path) -> Runs:
     if not (folder / RUNS).is_file():
         raise NoCheckpointError(f"{path}: is not a population of runs: expected a folder with {RUNS}")
     try:
-        about = read_json(folder / RUNS)
+        about = read_json(member(folder, RUNS))
         version, count = about.get("schema_version"), about.get("runs")
         if version != SCHEMA_VERSION or type(count) is not int or not 0 <= count < 10**9:
             raise CheckpointError(f"{RUNS} must give schema_version {SCHEMA_VERSION} and a number of runs, got {about}")
-        places = [folder / _name(i) for i in range(count)]
+        places = [member(folder, _name(i)) for i in range(count)]
         if missing := [place.name for place in places if not place.is_dir()]:
             raise CheckpointError(f"{len(missing)} of {count} runs are missing: {', '.join(missing[:8])}")
     except (CheckpointError, OSError) as error:
