@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from icl_interp.errors import CheckpointError, ConfigError, NoCheckpointError
 from icl_interp.formats.contents import Contents, leaves, shown
-from icl_interp.formats.native import RUN, place_of
+from icl_interp.formats.native import RUN, WEIGHTS, place_of
 
 MAX_BYTES = 2**29  # of a foreign checkpoint, unpacked: these models have thousands of weights, not millions
 MAX_ENTRIES = 100_000  # in an archive: torch writes one for each tensor, and a record may hold thousands
@@ -79,6 +79,8 @@ def take_apart(checkpoint: str | Path | nn.Module | Mapping[str, object]) -> Con
 
 
 def _file(path: Path) -> Contents:
+    if path.name == WEIGHTS and (path.parent / RUN).is_file():
+        return Contents(str(path), "a file of a run", path=path)  # which is opened as a whole
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(16)

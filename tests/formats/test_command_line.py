@@ -1,4 +1,4 @@
-"""`icl-interp analyze FILE` on every format: the report's first screen says what it was, from where, what was assumed."""
+"""`icl-interp analyze FILE` on every format: the report's first screen says what it was and what was assumed."""
 
 import html
 import re
