@@ -11,6 +11,7 @@ point of the group `icl_interp.formats`, whose value is the module:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -66,6 +67,9 @@ def known_formats() -> dict[str, tuple[str, CheckpointFormat]]:
     for module in BUILT_IN:
         import_module(f"icl_interp.formats.{module}")
     for entry in sorted(entry_points(group=ENTRY_POINTS), key=lambda entry: entry.name):
-        entry.load()
+        try:
+            entry.load()
+        except Exception as error:  # somebody's package must not keep others' checkpoints shut
+            warnings.warn(f"the checkpoint format {entry.name!r} could not be loaded: {error}", stacklevel=2)
     first = {name: _REGISTRY[name] for name in BUILT_IN}
     return first | _REGISTRY

@@ -6,6 +6,7 @@ import pickle
 import struct
 import zipfile
 from collections import OrderedDict
+from importlib.metadata import EntryPoint
 
 import numpy as np
 import pytest
@@ -314,6 +315,28 @@ def test_a_format_of_somebody_elses(tmp_path, monkeypatch):
     assert (run.format, run.assumed) == ("a checkpoint of my code", ("seeds mean weights",))
     with pytest.raises(ConfigError, match="a format needs a snake_case name and a title, got 'not one' and ''"):
         checkpoint_format(name="not one", title="")
+
+
+def test_formats_of_installed_packages_are_found_and_a_broken_one_is_no_obstacle(tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry.known_formats()))
+    (tmp_path / "theirs.py").write_text(
+        "from icl_interp.formats import checkpoint_format\n"
+        "@checkpoint_format(name='theirs', title='a checkpoint of theirs')\n"
+        "class Theirs:\n"
+        "    def recognises(self, contents):\n"
+        "        return 'theirs' in contents.tensors\n"
+        "    def read(self, contents, given):\n"
+        "        raise AssertionError\n"
+    )
+    (tmp_path / "broken.py").write_text("import nowhere_at_all\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    entries = [EntryPoint(name, name, registry.ENTRY_POINTS) for name in ("theirs", "broken")]
+    monkeypatch.setattr(registry, "entry_points", lambda group: entries)
+    with pytest.warns(
+        UserWarning, match="the checkpoint format 'broken' could not be loaded: No module named 'nowhere"
+    ):
+        formats = registry.known_formats()
+    assert list(formats) == [*registry.BUILT_IN, "theirs"]
 
 
 def test_what_a_format_gets_wrong_is_told_with_file_and_format(tmp_path, monkeypatch):
