@@ -1,6 +1,6 @@
 """Our own format: a folder that anyone can read without us.
 
-    run.json              schema version, model, task, training configuration, seed, versions
+    run.json              schema version, model, task, training configuration, seed, versions, what was assumed
     weights.safetensors   W_Q, W_K, W_V, W_O, stacked over layers
     dynamics.safetensors  records and weight snapshots (absent for a model of unknown origin)
 
@@ -144,7 +144,9 @@ def member(folder: Path, name: str) -> Path:
 
 
 def _describe(run: Run) -> dict[str, Any]:
-    description = to_data(_Description(run.model_config, run.task, run.training, run.step, run.seed, run.versions))
+    description = to_data(
+        _Description(run.model_config, run.task, run.training, run.step, run.seed, run.versions, run.assumed)
+    )
     if run.training is not None:  # its model and task stand above already
         for name in ("model", "task"):
             del description["training"][name]
@@ -159,6 +161,7 @@ class _Description:
     step: int | None
     seed: int | None
     versions: dict[str, str]
+    assumed: tuple[str, ...] = ()  # where it was read from another make
 
 
 def _assemble(data: dict[str, Any], folder: Path, origin: str) -> Run:
@@ -179,6 +182,7 @@ def _assemble(data: dict[str, Any], folder: Path, origin: str) -> Run:
         seed=described.seed,
         origin=origin,
         versions=described.versions,
+        assumed=described.assumed,
     )
     if not (folder / DYNAMICS).exists():
         return run

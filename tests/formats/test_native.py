@@ -191,7 +191,7 @@ def test_a_large_covariance_matrix_can_be_read_again(tmp_path):
 def test_anyone_can_read_the_folder(run, saved):
     assert sorted(files_of(saved)) == [DYNAMICS, RUN, WEIGHTS]
     data = json.loads((saved / RUN).read_text(encoding="utf-8"))
-    assert list(data) == ["schema_version", "model", "task", "training", "step", "seed", "versions"]
+    assert list(data) == ["schema_version", "model", "task", "training", "step", "seed", "versions", "assumed"]
     assert data["schema_version"] == 1
     assert data["model"]["n_heads"] == 2
     assert data["task"] == {
@@ -817,3 +817,12 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
             write_file(target, "text")
     assert path.read_bytes() == b"\0\xff"
     assert sorted(files_of(tmp_path)) == ["deep", "deep/report.html", "folder"]
+
+
+def test_what_was_assumed_of_a_foreign_checkpoint_stays_with_it(run, tmp_path):
+    assumed = ("scores are divided by 2",)
+    dataclasses.replace(run, assumed=assumed).save(tmp_path / "foreign")
+    assert load_run(tmp_path / "foreign").assumed == assumed
+    run.save(tmp_path / "ours")
+    edit_json(tmp_path / "ours", lambda data: data.pop("assumed"))  # as it was written before there was such a thing
+    assert load_run(tmp_path / "ours").assumed == ()
