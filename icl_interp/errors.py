@@ -28,6 +28,10 @@ class NoCheckpointError(CheckpointError, ConfigError):
     """What was named is no checkpoint: nothing there, or a folder of something else."""
 
 
+class UnsaidError(CheckpointError, ConfigError):
+    """What a checkpoint does not say, and has to be given to open it."""
+
+
 class SaveError(ICLError, OSError):
     """A run could not be written.  The run itself (or runs) is in `run`, so nothing that was trained is lost."""
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from icl_interp.config import ModelConfig
-from icl_interp.errors import CheckpointError
+from icl_interp.errors import CheckpointError, UnsaidError
 from icl_interp.formats.contents import Contents, Given
 from icl_interp.formats.registry import checkpoint_format
 from icl_interp.records import Run
@@ -64,7 +64,7 @@ def _from_numbers(contents: Contents, given: Given) -> tuple[Tensor, Tensor]:
         raise CheckpointError(f"omega must have shape (H,) or (H, d) and mu (H,) or (H, N), got {shapes}")
     if omega.ndim == 1:
         if given.dim is None:
-            raise CheckpointError("ω and μ alone do not say what d is: pass dim= to Run.load, a task, or --dim")
+            raise UnsaidError("ω and μ alone do not say what d is: pass dim= to Run.load, a task, or --dim")
         omega = omega[:, None].expand(-1, given.dim)
     mu = mu if mu.ndim == 2 else mu[:, None]
     (heads, d), outputs = omega.shape, mu.shape[1]

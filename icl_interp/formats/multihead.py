@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from icl_interp.config import ModelConfig
-from icl_interp.errors import CheckpointError
+from icl_interp.errors import CheckpointError, UnsaidError
 from icl_interp.formats.contents import Contents, Given, shown
 from icl_interp.formats.registry import checkpoint_format
 from icl_interp.records import Run
@@ -101,7 +101,7 @@ def _projections(contents: Contents, prefix: str) -> tuple[Tensor, Tensor]:
 def _heads(given: Given, live: nn.MultiheadAttention | None, width: int) -> int:
     heads = live.num_heads if live is not None else given.n_heads
     if heads is None:
-        raise CheckpointError(
+        raise UnsaidError(
             "a state dict does not say how many heads a MultiheadAttention has: pass n_heads= (--heads on the command "
             "line), or the module itself"
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from icl_interp.errors import CheckpointError, ConfigError, NoCheckpointError
+from icl_interp.errors import CheckpointError, ConfigError, NoCheckpointError, UnsaidError
 from icl_interp.formats.contents import Contents, Given, shown
 from icl_interp.formats.files import reason
 from icl_interp.formats.reading import take_apart
@@ -27,6 +27,7 @@ def load_run(checkpoint: str | Path | nn.Module | Mapping[str, object], given: G
     Raises:
         CheckpointError: not there or not a checkpoint (`NoCheckpointError`), damaged, not supported, or written by a
             newer version; the message says which file, what was recognised in it, and what was expected.
+        UnsaidError: something has to be given that was not.
         ConfigError: what was given is not what the file says; or no kind of checkpoint at all.
     """
     given = given or Given()
@@ -34,8 +35,8 @@ def load_run(checkpoint: str | Path | nn.Module | Mapping[str, object], given: G
     try:
         contents = take_apart(checkpoint)
         title, run = _read(contents, given)
-    except NoCheckpointError as error:
-        raise NoCheckpointError(f"{where}: {reason(error)}") from error
+    except (NoCheckpointError, UnsaidError) as error:
+        raise type(error)(f"{where}: {reason(error)}") from error
     except ConfigError as error:
         if isinstance(checkpoint, str | Path):  # a size in a file that no model can have is the file's fault
             raise CheckpointError(f"{where}: {reason(error)}") from error
@@ -52,12 +53,11 @@ def _read(contents: Contents, given: Given) -> tuple[str, Run]:
         if form.recognises(contents):
             try:
                 return title, form.read(contents, given)
-            except (NoCheckpointError, ConfigError):
-                raise
             except CheckpointError as error:
-                if contents.path is not None and contents.path.is_dir():
+                if isinstance(error, NoCheckpointError) or (contents.path is not None and contents.path.is_dir()):
                     raise
-                raise CheckpointError(f"{contents.container}, recognised as {title}: {error}") from error
+                kind = UnsaidError if isinstance(error, UnsaidError) else CheckpointError
+                raise kind(f"{contents.container}, recognised as {title}: {error}") from error
     held = shown(sorted({*contents.tensors, *contents.rest}))
     titles = "; ".join(title for title, _ in formats.values())
     raise NoCheckpointError(f"{contents.container} that no format recognises: it holds {held}; what is read: {titles}")

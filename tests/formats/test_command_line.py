@@ -98,6 +98,16 @@ def test_without_a_task_what_needs_one_is_skipped(tmp_path, capsys):
     assert "kq_identity" in out
 
 
+@pytest.mark.parametrize("name", ["mha.pt", "numbers.safetensors"])
+def test_what_has_to_be_given_and_was_not_is_misuse(tmp_path, capsys, name):
+    FILES[name][0](tmp_path / name)
+    assert main(["analyze", str(tmp_path / name), *SIZES]) == 2
+    said = capsys.readouterr().err
+    assert f"{name}: " in said
+    assert ", recognised as " in said
+    assert "pass " in said
+
+
 def test_names_in_a_file_steer_neither_a_terminal_nor_a_page(tmp_path, capsys):
     config = ModelConfig(dim=3)
     held = ICLTransformer(config, seed=0).state_dict()
