@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -31,15 +32,9 @@ class Live:
 
 def _models(module: nn.Module | None) -> dict[str, ICLTransformer]:
     """Every `ICLTransformer` in a module, by the prefix of its parameters."""
-    if module is None or not _loaded():
+    if module is None or "icl_interp.model" not in sys.modules:
         return {}
     from icl_interp.model import ICLTransformer
 
     parts = module.named_modules()
     return {f"{name}." if name else "": part for name, part in parts if isinstance(part, ICLTransformer)}
-
-
-def _loaded() -> bool:
-    import sys
-
-    return "icl_interp.model" in sys.modules

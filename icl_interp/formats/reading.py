@@ -179,7 +179,7 @@ def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Tensor:
             "bytes"
         )
     values = np.frombuffer(data, dtype, offset=file.tell()).reshape(shape, order="F" if columns_first else "C")
-    wide = values.dtype.itemsize > 8 or values.dtype == np.uint16 or values.dtype.kind == "u"
+    wide = dtype.itemsize > 8 or dtype.kind == "u"  # torch has not all of these
     return torch.from_numpy(values.astype(np.float64 if wide else values.dtype.newbyteorder("=")))
 
 
