@@ -18,6 +18,7 @@ from pkgutil import iter_modules
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from icl_interp.activations import register_activation
     from icl_interp.analysis import Analysis, analyze
     from icl_interp.circuits import Circuits
     from icl_interp.config import ModelConfig
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from icl_interp.training import train, train_many
 
 _HOMES = {
+    "activations": ("register_activation",),
     "analysis": ("Analysis", "analyze"),
     "circuits": ("Circuits",),
     "config": ("ModelConfig",),
@@ -62,6 +64,7 @@ __all__ = [
     "analyze",
     "kms",
     "load",
+    "register_activation",
     "train",
     "train_many",
 ]

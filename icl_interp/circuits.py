@@ -18,11 +18,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from einops import einsum
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from icl_interp import attention
-from icl_interp.config import Activation, Mask, ModelConfig
+from icl_interp.activations import activation
+from icl_interp.config import Mask, ModelConfig
+from icl_interp.errors import ConfigError, NumericsError
 from icl_interp.tasks import Prompt
 from icl_interp.weights import Weights
 
@@ -39,14 +42,23 @@ class Circuits:
     dim: int
     n_outputs: int
     mask: Mask = "demonstrations"
-    activation: Activation = "softmax"
+    activation: str = "softmax"
+    activation_scale: float = 1.0
 
     @classmethod
     def from_weights(cls, weights: Weights, config: ModelConfig) -> Circuits:
         """Fold the four weight tensors (each stacked over layers) of a model."""
         W_Q, W_K, W_V, W_O = (weights[name].detach().double().cpu() for name in ("W_Q", "W_K", "W_V", "W_O"))
         KQ, OV = attention.fold(W_Q, W_K, W_V, W_O, config.score_scale)
-        return cls(KQ.numpy(), OV.numpy(), config.dim, config.n_outputs, config.mask, config.activation)
+        return cls(
+            KQ.numpy(),
+            OV.numpy(),
+            config.dim,
+            config.n_outputs,
+            config.mask,
+            config.activation,
+            config.activation_scale,
+        )
 
     @property
     def n_layers(self) -> int:
@@ -107,13 +119,64 @@ class Circuits:
         """KQ and OV with NaN in their inert parts, as they should be shown."""
         return np.where(self.KQ_live[:, None], self.KQ, np.nan), np.where(self.OV_live[:, None], self.OV, np.nan)
 
+    @property
+    def slope(self) -> float:
+        """C·f′(0)/f(0) of the activation: heads of small scores make a step of η = slope·Σ ωμ, (4.3) and (5.2).
+
+        Linear attention, which does not divide by L, makes one of η = L·slope·Σ ωμ.
+        """
+        return self.activation_scale * activation(self.activation).slope
+
+    @property
+    def weigh(self) -> attention.Weigh:
+        """How scores become weights."""
+        return attention.weighing(self.activation, self.activation_scale)
+
     def head_outputs(self, prompt: Prompt) -> Float[Tensor, "batch heads outputs"]:
-        """Each last-layer head's contribution to the prediction, in the prompt's dtype and on its device."""
-        return attention.query_row(*self._like(prompt), prompt.z, self.n_outputs, self.mask, self.activation)
+        """Each last-layer head's contribution to the prediction, in the prompt's dtype and on its device.
+
+        Raises:
+            NumericsError: the denominator of an activation is next to zero at some prompt.
+        """
+        return self._defined(
+            attention.query_row(*self._like(prompt), prompt.z, self.n_outputs, self.mask, self.weigh), prompt
+        )
 
     def predict(self, prompt: Prompt) -> Float[Tensor, "batch outputs"]:
-        """ŷ_q, in the prompt's dtype and on its device."""
-        return attention.predict(*self._like(prompt), prompt.z, self.n_outputs, self.mask, self.activation)
+        """ŷ_q, in the prompt's dtype and on its device.
+
+        Raises:
+            NumericsError: as `head_outputs`.
+        """
+        return self._defined(
+            attention.predict(*self._like(prompt), prompt.z, self.n_outputs, self.mask, self.weigh), prompt
+        )
+
+    def denominators(self, prompt: Prompt) -> Float[Tensor, "batch heads"]:
+        """The mean of f(C s_ℓ)/f(0) at each last-layer head of a one-layer model: 1 where all scores are zero.
+
+        Raises:
+            ConfigError: linear attention, which has no denominator, or more than one layer.
+        """
+        f = activation(self.activation)
+        if not f.normalised or self.n_layers > 1:
+            raise ConfigError("denominators are those of one layer of normalised attention")
+        KQ = torch.from_numpy(self.KQ[0, :, :, : self.dim]).to(prompt.x)
+        asks = einsum(KQ, prompt.x_q, "head key query, batch query -> batch head key")
+        scores = einsum(asks, prompt.demonstrations, "batch head key, batch l key -> batch head l")
+        return f.function(self.activation_scale * scores).mean(-1) / f.at_zero
+
+    def _defined(self, outputs: Tensor, prompt: Prompt) -> Tensor:
+        """`outputs`, unless a prompt of finite numbers has none."""
+        if self.activation == "softmax" or outputs.isfinite().all():
+            return outputs
+        lost = ~outputs.flatten(1).isfinite().all(1) & prompt.z.flatten(1).isfinite().all(1)
+        if lost.any():
+            raise NumericsError(
+                f"attention with {activation(self.activation).formula} is not defined on {int(lost.sum())} of "
+                f"{len(prompt)} prompts: its denominator is next to zero there"
+            )
+        return outputs
 
     def __repr__(self) -> str:
         from icl_interp_reports import circuits_in_a_line

@@ -10,10 +10,10 @@ import sys
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from icl_interp.activations import activation
 from icl_interp.errors import ConfigError
 
 Mask = Literal["demonstrations", "strict_causal"]
-Activation = Literal["softmax"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,9 @@ class ModelConfig:
         mask: "demonstrations": every position attends to all L demonstrations; "strict_causal": to the demonstrations
             before it.  The query sees all L, and never itself, under both; so with one layer they agree at the query.
         attn_scale: divisor of the scores; None means √d_model, as published.
-        activation: how scores become weights.
+        activation: how scores become weights: "softmax", "affine", "square", "tanh", "linear", or one that was
+            registered (see `icl_interp.activations`).
+        activation_scale: C of the activation; 1 for softmax, whose KQ takes it up.
 
     Raises:
         ConfigError: a size below one, an unknown mask or activation, a scale that is not positive.
@@ -42,14 +44,18 @@ class ModelConfig:
     d_head: int | None = None
     mask: Mask = "demonstrations"
     attn_scale: float | None = None
-    activation: Activation = "softmax"
+    activation: str = "softmax"
+    activation_scale: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("dim", "n_outputs", "n_heads", "n_layers", "d_head"):
             if not (name == "d_head" and self.d_head is None):
                 check_count(name, getattr(self, name))
         check_choice("mask", self.mask, get_args(Mask))
-        check_choice("activation", self.activation, get_args(Activation))
+        activation(self.activation)
+        check_positive("activation_scale", self.activation_scale)
+        if self.activation == "softmax" and self.activation_scale != 1:
+            raise ConfigError(f"softmax has no activation_scale (its KQ takes it up), got {self.activation_scale!r}")
         if self.attn_scale is not None:
             check_positive("attn_scale", self.attn_scale)
 

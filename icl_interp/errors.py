@@ -32,6 +32,10 @@ class UnsaidError(CheckpointError, ConfigError):
     """What a checkpoint does not say, and has to be given to open it."""
 
 
+class NumericsError(ICLError, ArithmeticError):
+    """A number that is not defined, such as attention weights whose denominator is next to zero."""
+
+
 class SaveError(ICLError, OSError):
     """A run could not be written.  The run itself (or runs) is in `run`, so nothing that was trained is lost."""
 

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
-from icl_interp.attention import ATTENTION_WEIGHTS, allowed_keys
+from icl_interp.attention import allowed_keys, weighing
 from icl_interp.compat import LensConfig, PromptLike, PromptTokens, say_if_absent
 from icl_interp.config import ModelConfig
 from icl_interp.errors import ConfigError
@@ -81,7 +81,7 @@ class Attention(nn.Module):
             self.register_buffer(name, torch.zeros(heads, d_head), persistent=False)
         self.register_buffer("b_O", torch.zeros(width), persistent=False)
         self._score_scale = config.score_scale
-        self._weights_of_scores = ATTENTION_WEIGHTS[config.activation]
+        self._weights_of_scores = weighing(config.activation, config.activation_scale)
         _add_hook_points(self)
 
     @_sees_hooks

@@ -331,7 +331,7 @@ RESULTS = ("step", "loss", "loss_error", "omega", "mu")
 
 def summary(run: Run) -> dict[str, object]:
     """A run's row in `Runs.to_frame`: all its settings by name, then `RESULTS`."""
-    names = ("n_heads", "n_layers", "d_head", "activation")
+    names = ("n_heads", "n_layers", "d_head", "activation", "activation_scale")
     row = {"task": run.task} | {name: getattr(run.model_config, name) for name in names}
     if run.training is not None:
         names = ("lr", "optimizer", "weight_decay", "batch_size", "steps", "seed", "data_seed")

@@ -1,8 +1,9 @@
 """What each head of a one-layer model is for, judged by what it does to predictions, and jointly.
 
-A head's *ideal self* is one kernel regressor, μ Σ softmax(ω x_ℓᵀ G x_q)_ℓ y_ℓ (arXiv 2503.12734, (3.2)): G is the
-identity for isotropic covariates and, for other Σ, the optimal debiased preconditioner scaled to trace d, (5.3).  ω
-comes from the weights, μ from regressing the head's output on its ideal kernel over sampled prompts.
+A head's *ideal self* is one kernel regressor, μ Σ softmax(ω x_ℓᵀ G x_q)_ℓ y_ℓ (arXiv 2503.12734, (3.2)), with the
+model's own activation in place of softmax (5.2): G is the identity for isotropic covariates and, for other Σ, the
+optimal debiased preconditioner scaled to trace d, (5.3).  ω comes from the weights, μ from regressing the head's output
+on its ideal kernel over sampled prompts.
 
     dummy          removing all of them together leaves the predictions as they are
     mean           attends evenly, and adds μ times the mean label
@@ -29,6 +30,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from icl_interp import theory
+from icl_interp.activations import activation
 from icl_interp.circuits import Circuits
 from icl_interp.estimates import Estimate, exact, mean_of, ratio_of
 from icl_interp.tasks import LinearRegression, Prompt, Task
@@ -119,7 +121,10 @@ def classify(circuits: Circuits, prompts: Iterable[Prompt], shape: Float[np.ndar
     """The roles of a one-layer model's heads on `prompts` (float64 batches, thousands of prompts in all)."""
     omega = np.diagonal(along(shape, circuits.KQ_11[0]), axis1=-2, axis2=-1)
     matrices = torch.from_numpy(ideal_matrices(circuits, shape)[0])
-    parts = _Parts.measure((circuits.head_outputs(p), _ideal_kernels(matrices, p), p.y.mean(1)) for p in prompts)
+    averages = activation(circuits.activation).normalised  # else a head of scores near zero adds nothing
+    parts = _Parts.measure(
+        (circuits.head_outputs(p), _ideal_kernels(circuits, matrices, p), p.y.mean(1) * averages) for p in prompts
+    )
     roles, cancelling = _assign(parts, omega)
     quarters = [parts.of(quarter) for quarter in np.array_split(np.arange(len(parts.outputs)), 4) if len(quarter)]
     energy = parts.energy(parts.outputs)
@@ -138,10 +143,12 @@ def classify(circuits: Circuits, prompts: Iterable[Prompt], shape: Float[np.ndar
     )
 
 
-def _ideal_kernels(matrices: Float[Tensor, "heads dim dim"], prompt: Prompt) -> Float[Tensor, "batch heads outputs"]:
-    """Σ softmax(·) y of each ideal head."""
+def _ideal_kernels(
+    circuits: Circuits, matrices: Float[Tensor, "heads dim dim"], prompt: Prompt
+) -> Float[Tensor, "batch heads outputs"]:
+    """Σ p y of each ideal head."""
     asks = einsum(matrices.to(prompt.x), prompt.x_q, "h k q, b q -> b h k")
-    weights = torch.softmax(einsum(asks, prompt.x, "b h k, b l k -> b h l"), -1)
+    weights = circuits.weigh(einsum(asks, prompt.x, "b h k, b l k -> b h l"), None)
     return einsum(weights, prompt.y, "b h l, b l n -> b h n")
 
 

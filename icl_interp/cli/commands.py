@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from icl_interp.tasks import LinearRegression
 
 DEMO_FOLDER, DEMO_STEPS = "runs/demo", 50_000
+REPRODUCE_FOLDER = "runs/reproduce"
 
 
 def train(options: argparse.Namespace) -> int:
@@ -28,6 +29,8 @@ def train(options: argparse.Namespace) -> int:
         n_layers=options.layers,
         d_head=options.d_head,
         mask=options.mask,
+        activation=options.activation,
+        activation_scale=options.activation_scale,
         steps=options.steps,
         batch_size=options.batch_size,
         lr=options.lr,
@@ -121,6 +124,37 @@ def demo(options: argparse.Namespace) -> int:
         return status
     print("analyzing what was learned", flush=True)
     return _report(analyze(out), Path(out))
+
+
+def reproduce(options: argparse.Namespace) -> int:
+    """Make the paper's figures again, keep what comes out, and write the gallery of all that is kept."""
+    from icl_interp.reproduce import Bench, Gallery, recipes, reproduce
+
+    if options.list:
+        for each in recipes().values():
+            print(f"{each.name:<14}{each.title} ({each.source})")
+        return OK
+    bench, gallery = Bench(options.out, options.schedule), Gallery(Path(options.out) / options.schedule)
+    failed, interrupted = [], False
+    try:
+        for found in reproduce(options.names, bench):
+            gallery.keep(found)
+            print(f"{found}\n", flush=True)
+            failed += [found.name] if found.failure else []
+    except KeyboardInterrupt:
+        interrupted = True
+    kept, lost = gallery.kept()
+    page = gallery.write(kept)
+    print(printable(f"written: {page.with_suffix('.md')}, {page.with_suffix('.json')} and, to open in a browser,"))
+    print(page.resolve().as_uri())
+    for name, reason in lost.items():
+        complain(f"what was kept of {name} cannot be read, make it again: {reason}", FAILED)
+    if interrupted:
+        done = ", ".join(each.name for each in kept) or "nothing yet"
+        return complain(f"interrupted; made so far: {done}; the same command goes on from here", INTERRUPTED)
+    if failed:
+        return complain(f"could not be made: {', '.join(failed)}", FAILED)
+    return FAILED if lost else OK
 
 
 def _beside(checkpoint: Path, run: Run) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from icl_interp.activations import BUILT_IN
 from icl_interp.cli import commands
 
 MASKS = ("demonstrations", "strict_causal")
@@ -22,6 +23,7 @@ def parser() -> argparse.ArgumentParser:
     _add_demo(known)
     _add_train(known)
     _add_analyze(known)
+    _add_reproduce(known)
     probes = _command(known, "probes", "list the probes that are installed", "icl-interp probes")
     probes.set_defaults(command=commands.probes)
     return made
@@ -73,6 +75,14 @@ def _add_train(known: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     model.add_argument("--layers", type=int, default=1, help="layers (default 1)")
     model.add_argument("--d-head", type=int, help="width of a head (default d + 1)")
     model.add_argument("--mask", choices=MASKS, default="demonstrations")
+    model.add_argument(
+        "--activation",
+        choices=BUILT_IN,
+        default="softmax",
+        help="weights are f(Cs)/Σf(Cs) of scores s: softmax eˣ, affine 1 + x, square (1 + x)², tanh 1 + tanh x; or Cs "
+        "itself: linear attention",
+    )
+    model.add_argument("--activation-scale", type=float, default=1.0, metavar="C", help="(default 1)")
     how = train.add_argument_group("training")
     how.add_argument("--steps", type=int, default=20_000, help="optimiser steps (default 20000; the paper: 500000)")
     how.add_argument("--batch-size", type=int, default=256, help="prompts a step (default 256)")
@@ -110,6 +120,31 @@ def _add_analyze(known: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     analyze.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     _add_given(analyze)
     analyze.set_defaults(command=commands.analyze)
+
+
+def _add_reproduce(known: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    reproduce = _command(
+        known,
+        "reproduce",
+        "make the figures and tables of arXiv 2503.12734 again, its numbers beside ours, as one page",
+        "icl-interp reproduce --list\nicl-interp reproduce figure-4 table-1\nicl-interp reproduce all --schedule paper",
+    )
+    reproduce.add_argument("names", nargs="*", metavar="NAME", help="figure-1, table-1, … as --list has them; or all")
+    reproduce.add_argument("--list", action="store_true", help="list what can be made, and exit")
+    reproduce.add_argument(
+        "--schedule",
+        choices=("quick", "paper"),
+        default="quick",
+        help="quick: trainings of 50,000 steps; paper: the paper's 500,000 (default quick)",
+    )
+    reproduce.add_argument(
+        "--out",
+        metavar="FOLDER",
+        default=commands.REPRODUCE_FOLDER,
+        help="where runs, results and the page go; what is there is not made again, but for the figures named "
+        f"(default {commands.REPRODUCE_FOLDER})",
+    )
+    reproduce.set_defaults(command=commands.reproduce)
 
 
 def _add_given(analyze: argparse.ArgumentParser) -> None:

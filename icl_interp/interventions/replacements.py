@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +13,8 @@ from einops import einsum
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from icl_interp.attention import ATTENTION_WEIGHTS
+from icl_interp.activations import activation
+from icl_interp.attention import weighing
 from icl_interp.circuits import Circuits
 from icl_interp.errors import ConfigError
 from icl_interp.interventions.intervention import HeadSet, Intervention, Layer, chosen_heads, result_hook, select_heads
@@ -55,7 +57,7 @@ def idealisation(
         KQ[:, :d, :d] = _one_each("omega", omega, len(chosen)) * torch.from_numpy(reference_shape(task, d))
     if mu is not None:
         OV[:, d:, d:] = _one_each("mu", mu, len(chosen)) * torch.eye(N)
-    weigh = ATTENTION_WEIGHTS[model.config.activation]
+    weigh = weighing(model.config.activation, model.config.activation_scale)
     return Intervention(model, chosen, "idealisation", _in_place(model, KQ, OV, weigh))
 
 
@@ -75,7 +77,8 @@ def gradient_step(
         model: whose heads.
         heads: numbers or labels; None means all of them.
         step: Γ, a (d, d) matrix, or η for η·I, of which each head makes an equal part; None means that each head makes
-            a step of its own ωμ along G, together η = Σ ωμ (4.3).
+            a step of its own along G, together η = C·f′(0)/f(0)·Σ ωμ, (4.3) and (5.2): Σ ωμ for softmax, and L times as
+            much for linear attention, which does not divide by L.
         task: tells G, as in `idealisation`.
 
     Raises:
@@ -83,14 +86,18 @@ def gradient_step(
     """
     chosen = chosen_heads(model, heads)
     KQ, OV = _ideal(model, chosen, task)
-    if step is not None:
+    mean = True
+    if step is None:
+        f = activation(model.config.activation)
+        KQ, mean = KQ * model.config.activation_scale * f.slope, f.normalised
+    else:
         d = model.config.dim
         gamma = np.asarray(step, dtype=float)
         if gamma.shape not in ((), (d, d)) or not np.isfinite(gamma).all():
             raise ConfigError(f"step must be a finite number or a ({d}, {d}) matrix, got {step!r}")
         KQ[:, :d, :d] = torch.from_numpy((gamma if gamma.ndim else gamma * np.eye(d)) / len(chosen))
         OV[:, d:, d:] = torch.eye(model.config.n_outputs)
-    return Intervention(model, chosen, "gradient step", _in_place(model, KQ, OV, _debiased))
+    return Intervention(model, chosen, "gradient step", _in_place(model, KQ, OV, partial(_debiased, mean=mean)))
 
 
 def transplant(
@@ -119,8 +126,7 @@ def transplant(
     if len(given) != len(chosen):
         raise ConfigError(f"{len(chosen)} heads need as many of the donor's, got {len(given)}")
     KQ, OV = (torch.from_numpy(np.stack([parts[place] for place in given])) for parts in (donor.KQ, donor.OV))
-    weigh = ATTENTION_WEIGHTS[donor.activation]
-    return Intervention(model, chosen, "transplant", _in_place(model, KQ, OV, weigh))
+    return Intervention(model, chosen, "transplant", _in_place(model, KQ, OV, donor.weigh))
 
 
 def _ideal(
@@ -213,9 +219,9 @@ class _Circuits:
 
 
 def _debiased(
-    scores: Float[Tensor, "*batch queries keys"], allowed: Bool[Tensor, "*batch queries keys"]
+    scores: Float[Tensor, "*batch queries keys"], allowed: Bool[Tensor, "*batch queries keys"], *, mean: bool
 ) -> Float[Tensor, "*batch queries keys"]:
-    """(s_ℓ − s̄)/n over the n keys that may be attended to: the weights of y_ℓ in a debiased step."""
+    """s_ℓ − s̄ over the n keys that may be attended to, or a nth of it: the weights of y_ℓ in a debiased step."""
     n = allowed.sum(-1, keepdim=True).clamp(min=1)
-    mean = scores.masked_fill(~allowed, 0.0).sum(-1, keepdim=True) / n
-    return ((scores - mean) / n).masked_fill(~allowed, 0.0)
+    centred = scores - scores.masked_fill(~allowed, 0.0).sum(-1, keepdim=True) / n
+    return (centred / n if mean else centred).masked_fill(~allowed, 0.0)

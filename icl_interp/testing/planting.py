@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from icl_interp import activations
 from icl_interp.config import ModelConfig
 from icl_interp.errors import ConfigError
-from icl_interp.manifold import manifold_mu
+from icl_interp.manifold import manifold_mu, optimal_step
 from icl_interp.records import Run
 from icl_interp.roles import Role, reference_shape
 from icl_interp.tasks import LinearRegression
@@ -40,6 +41,8 @@ def plant(
     gamma: float = 0.13,
     omega: Sequence[float] | None = None,
     mu: Sequence[float] | None = None,
+    activation: str = "softmax",
+    activation_scale: float = 1.0,
     permute: bool = True,
     inert_noise: float = 1.0,
     noise: float = 0.0,
@@ -48,27 +51,30 @@ def plant(
     """A one-layer model of ideal heads, (3.1) of arXiv 2503.12734: KQ_11 = ω·G, OV_22 = μ.
 
     Either `roles`, which puts the model on the solution manifold at `gamma` (4.7): ω = ±γ, each sign sharing ±μ_γ in
-    random parts, and two or more mean heads cancelling; or `omega` and `mu`, taken as they are.
+    random parts, and two or more mean heads cancelling; or `omega` and `mu`, taken as they are.  Under another
+    activation than softmax, for which μ_γ has no formula, the heads' μ make η* of their ω to first order (5.2).
 
     Args:
         task: None means the paper's main setting.
         roles: "positive", "negative", "dummy" or "mean", one a head.
         gamma: |ω|.
         omega, mu: one number a head.
+        activation, activation_scale: how scores become weights (`ModelConfig`).
         permute: put the heads in a random order.
         inert_noise: scale of the numbers in parts that no prediction sees.
         noise: scale of a Gaussian perturbation of the live parts of KQ, relative to γ (or the largest |ω|).
         seed: of everything random.
 
     Raises:
-        ConfigError: neither or both of `roles` and (`omega`, `mu`), or other roles than those four.
+        ConfigError: neither or both of `roles` and (`omega`, `mu`), other roles than those four, or roles for linear
+            attention.
     """
     task = task or LinearRegression(dim=5, length=40, noise_var=0.1)
     rng = np.random.default_rng(seed)
     if (roles is None) == (omega is None or mu is None):
         raise ConfigError("give either roles, or omega and mu")
     if roles is not None:
-        w, m = _on_manifold(task, roles, gamma, rng)
+        w, m = _on_manifold(roles, gamma, _target(task, gamma, activation, activation_scale), rng)
     else:
         w, m = np.array(omega, dtype=float), np.array(mu, dtype=float)
     if w.shape != m.shape or w.ndim != 1 or not len(w):
@@ -76,23 +82,33 @@ def plant(
     if permute:
         order = rng.permutation(len(w))
         w, m = w[order], m[order]
-    config = ModelConfig(dim=task.dim, n_heads=len(w))
+    config = ModelConfig(task.dim, n_heads=len(w), activation=activation, activation_scale=activation_scale)
     scale = noise * np.abs(w).max()
     weights = _weights(config, w[:, None, None] * reference_shape(task, task.dim), m, inert_noise, scale, rng)
     run = Run(config, weights, task=task, origin=f"planted with seed {seed}")
     return Planted(run, tuple(_role(*pair) for pair in zip(w, m, strict=True)), w, m)
 
 
+def _target(task: LinearRegression, gamma: float, activation: str, scale: float) -> float:
+    """What the positive heads' μ sum to."""
+    mu_of, f = manifold_mu(task), activations.activation(activation)
+    if mu_of is None:
+        raise ConfigError("roles can be planted under isotropic, centred covariates only: give omega and mu")
+    if not f.normalised:
+        raise ConfigError(f"heads of {activation} attention have no roles: give omega and mu")
+    if f.name == "softmax":
+        return mu_of(gamma)
+    step = optimal_step(task)
+    assert step is not None  # as mu_of is not
+    return step / (2 * gamma * scale * f.slope)
+
+
 def _on_manifold(
-    task: LinearRegression, roles: Sequence[Role], gamma: float, rng: np.random.Generator
+    roles: Sequence[Role], gamma: float, target: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     unknown = set(roles) - {"positive", "negative", "dummy", "mean"}
     if unknown:
         raise ConfigError(f"roles to plant are 'positive', 'negative', 'dummy' and 'mean', got {sorted(unknown)}")
-    mu_of = manifold_mu(task)
-    if mu_of is None:
-        raise ConfigError("roles can be planted under isotropic, centred covariates only: give omega and mu")
-    target = mu_of(gamma)
     names = np.array(roles)
     positive, negative, mean = (np.flatnonzero(names == role) for role in ("positive", "negative", "mean"))
     omega, mu = np.zeros(len(names)), np.zeros(len(names))

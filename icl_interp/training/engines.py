@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from icl_interp.activations import activation
 from icl_interp.config import check_choice
 from icl_interp.devices import named_device
 from icl_interp.errors import ConfigError
@@ -80,6 +81,8 @@ def _obstacle(config: TrainConfig, device: str | torch.device) -> str | None:
     """Why the numba engine cannot train `config` on `device`; None if it can."""
     if config.model.n_layers != 1:
         return f"it trains models of one layer, and n_layers is {config.model.n_layers}"
+    if not activation(config.model.activation).built_in:
+        return f"it has no code for an activation of one's own, and activation is {config.model.activation!r}"
     if not is_gaussian(config):
         return f"it draws the prompts of LinearRegression itself, and the task is {config.task!r}"
     if device != "auto" and named_device(device).type != "cpu":

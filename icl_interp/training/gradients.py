@@ -22,7 +22,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from icl_interp.attention import fold, predict
+from icl_interp.activations import Activation, activation
+from icl_interp.attention import fold, near_zero, predict, weighing
 from icl_interp.config import ModelConfig
 from icl_interp.tasks import Prompt
 from icl_interp.training.prompts import Batches
@@ -36,7 +37,8 @@ ALIGNED = 16  # a row is filled up to whole vectors, lest its place decide how t
 def loss(weights: Weights, config: ModelConfig, prompt: Prompt) -> Float[Tensor, ""]:
     """Mean squared error at the query, over prompts and outputs."""
     KQ, OV = fold(weights["W_Q"], weights["W_K"], weights["W_V"], weights["W_O"], config.score_scale)
-    prediction = predict(KQ, OV, prompt.z, config.n_outputs, config.mask, config.activation)
+    weigh = weighing(config.activation, config.activation_scale)
+    prediction = predict(KQ, OV, prompt.z, config.n_outputs, config.mask, weigh)
     return (prediction - prompt.y_q).square().mean()
 
 
@@ -93,11 +95,11 @@ class Population:
 
 
 class _OneLayer:
-    """Softmax attention at the query row, by the chain rule through KQ = W_K W_Qᵀ/scale and VO = W_V W_O.
+    """Attention at the query row, by the chain rule through KQ = W_K W_Qᵀ/scale and VO = W_V W_O.
 
-    With p = softmax(Z KQ x_q), c = Zᵀp, the error e and u = Z VO e, the gradients are Σ_b c eᵀ for VO and, for KQ,
-    Σ_b Σ_ℓ p_ℓ (u_ℓ − s) z_ℓ x_qᵀ where s = Σ p u = cᵀ VO e.  A one at the end of each z_ℓ makes products with Z
-    give the sum of weights as well, and subtract s.
+    With p = f(a)/F of the scores a = Z KQ x_q, F = Σ f(a), c = Zᵀp, the error e and u = Z VO e, the gradients are
+    Σ_b c eᵀ for VO and, for KQ, Σ_b Σ_ℓ f′(a_ℓ)/F (u_ℓ − s) z_ℓ x_qᵀ where s = Σ p u = cᵀ VO e; without normalisation
+    F is 1, and s not subtracted.  A one at the end of each z_ℓ makes products with Z give F as well, and subtract s.
 
     The query's response coordinates are zero, so only the first d rows of W_Q are asked anything; only the last N
     columns of W_O are read.  The gradient is exactly zero elsewhere.
@@ -111,7 +113,9 @@ class _OneLayer:
         W, g = (unpack(each.flatten(0, 3), config) for each in (rows, grads))  # (columns, …)
         self._weights = W["W_Q"][:, :d], W["W_K"], W["W_V"], W["W_O"][:, :, d:]
         self._grads = g["W_Q"][:, :d], g["W_K"], g["W_V"], g["W_O"][:, :, d:]
-        self._scale = config.score_scale
+        self._activation = f = activation(config.activation)
+        self._factor = config.activation_scale / config.score_scale
+        self._base = math.log2(math.e) if f.name == "softmax" else 1.0
         columns = streams * filled * heads
         self._KQ, self._VO = rows.new_zeros(columns, D, d), rows.new_zeros(columns, D + 1, N)  # one row meets the ones
         self._sums = rows.new_zeros(self._KQ.numel() + self._VO.numel() + streams * filled)
@@ -138,18 +142,18 @@ class _OneLayer:
 
     def __call__(self, streams: Sequence[Batches]) -> Tensor:
         W_Q, W_K, W_V, W_O = self._weights
-        torch.baddbmm(self._KQ, W_K, W_Q.mT, beta=0, alpha=math.log2(math.e) / self._scale, out=self._KQ)
+        torch.baddbmm(self._KQ, W_K, W_Q.mT, beta=0, alpha=self._base * self._factor, out=self._KQ)
         self._VO[:, :-1].copy_(torch.bmm(W_V, W_O))
         self._sums.zero_()
         for i, blocks in enumerate(self._blocks):
             for s, stream in enumerate(streams[i * self._at_once : (i + 1) * self._at_once]):
                 stream.fill(self._z[:, s], self._x_q[s], self._y_q[s])
             for chunk, block in itertools.product(self._chunks, blocks):
-                _add(*block, *chunk)
+                _add(self._activation, *block, *chunk)
 
         count = self._y_q[0].numel()
         g_VO, twice = self._g_VO[:, :-1], 2 / count
-        factors = (self._g_KQ.mT, W_K, twice / self._scale), (self._g_KQ, W_Q, twice / self._scale)
+        factors = (self._g_KQ.mT, W_K, twice * self._factor), (self._g_KQ, W_Q, twice * self._factor)
         factors += (g_VO, W_O.mT, twice), (W_V.mT, g_VO, twice)
         for grad, (left, right, factor) in zip(self._grads, factors, strict=True):
             torch.baddbmm(grad, left, right, beta=0, alpha=factor, out=grad)
@@ -168,6 +172,7 @@ class _OneLayer:
 
 
 def _add(
+    f: Activation,
     KQ: Float[Tensor, "streams columns_D dim"],
     g_KQ: Float[Tensor, "streams columns_D dim"],
     VO: Float[Tensor, "all_columns D_1 outputs"],
@@ -180,15 +185,17 @@ def _add(
     scores: Float[Tensor, "batch_streams columns length"],
     g_scores: Float[Tensor, "batch_streams columns length"],
 ) -> None:
-    """Add the sums over a chunk of prompts of e² and, halved, of its gradients for a block; KQ is to base 2."""
+    """Add the sums over a chunk of prompts of e² and, halved, its gradients for a block; KQ of softmax is to base 2."""
     (streams, _, batch, N), runs, D = y_q.shape, losses.shape[1], z_only.shape[2]
 
     asks = torch.bmm(x_q, KQ.mT).transpose(0, 1).reshape(len(z), -1, D)
     torch.bmm(asks, z_only.mT, out=scores)
-    # exp takes up to 40 times as long, where it underflows.
-    weights = scores.sub_(scores.amax(-1, keepdim=True)).exp2_()
+    if f.name == "softmax":  # exp takes up to 40 times as long, where it underflows.
+        weights = slopes = scores.sub_(scores.amax(-1, keepdim=True)).exp2_()
+    else:
+        weights, slopes = f.function(scores), f.derivative(scores)
     read = torch.bmm(weights, z).view(batch, -1, D + 1).transpose(0, 1)  # (all columns, batch, D+1)
-    norm = read[:, :, D:].contiguous().reciprocal_()
+    norm = _denominator(f, read[:, :, D:], z.shape[1]).reciprocal_()
 
     out = torch.bmm(read, VO).mul_(norm)  # each head's part of the prediction: (all columns, batch, outputs)
     error = out.view(streams, runs, -1, batch, N).sum(2).sub_(y_q)  # (streams, runs, batch, outputs)
@@ -197,10 +204,19 @@ def _add(
     g_VO.baddbmm_(read.mT, error)
 
     back = torch.bmm(error, VO.mT)
-    torch.sum(out.mul_(error), dim=2, out=back[:, :, D]).neg_()
-    torch.bmm(back.transpose(0, 1).reshape(len(z), -1, D + 1), z.mT, out=g_scores).mul_(weights)
+    torch.sum(out.mul_(error), dim=2, out=back[:, :, D]).mul_(-1 if f.normalised else 0)
+    torch.bmm(back.transpose(0, 1).reshape(len(z), -1, D + 1), z.mT, out=g_scores).mul_(slopes)
     g_asks = torch.bmm(g_scores, z_only)
     g_KQ.baddbmm_(g_asks.view(batch, streams, -1).permute(1, 2, 0), x_q)
+
+
+def _denominator(f: Activation, total: Tensor, length: int) -> Tensor:
+    """A copy of Σ f, NaN where it is too near zero; ones without normalisation."""
+    if not f.normalised:
+        return torch.ones_like(total)
+    if f.name == "softmax":
+        return total.contiguous()
+    return total.masked_fill(near_zero(total, length, f.at_zero), torch.nan)
 
 
 def _pack(weights: Weights) -> Float[Tensor, "layers heads numbers"]:

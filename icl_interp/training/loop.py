@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 
-from icl_interp.config import Activation, Mask, ModelConfig, check_positive
+from icl_interp.config import Mask, ModelConfig, check_positive
 from icl_interp.errors import ConfigError, NoCheckpointError, SaveError, TrainingError
 from icl_interp.formats import load_run, save_runs
 from icl_interp.formats.native import check_target
@@ -30,7 +30,8 @@ def train(
     d_head: int | None = None,
     mask: Mask = "demonstrations",
     attn_scale: float | None = None,
-    activation: Activation = "softmax",
+    activation: str = "softmax",
+    activation_scale: float = 1.0,
     steps: int = 20_000,
     batch_size: int = 256,
     lr: float = 1e-3,
@@ -56,7 +57,7 @@ def train(
 
     Args:
         task: where prompts come from.
-        n_heads, n_layers, d_head, mask, attn_scale, activation: see `ModelConfig`.
+        n_heads, n_layers, d_head, mask, attn_scale, activation, activation_scale: see `ModelConfig`.
         steps, batch_size, lr, optimizer, weight_decay, betas, momentum, seed, n_records, data_seed: see `TrainConfig`.
         engine: "numba" for one layer and `LinearRegression` on the CPU; "torch" for everything; "auto" takes the
             fastest that can.
@@ -75,7 +76,9 @@ def train(
         TrainingError: the loss stopped being finite.  Carries the run up to the last good record.
     """
     check_task(task)
-    model = ModelConfig(task.dim, task.n_outputs, n_heads, n_layers, d_head, mask, attn_scale, activation)
+    model = ModelConfig(
+        task.dim, task.n_outputs, n_heads, n_layers, d_head, mask, attn_scale, activation, activation_scale
+    )
     config = TrainConfig(
         task, model, steps, batch_size, lr, optimizer, weight_decay, betas, momentum, seed, n_records, data_seed
     )

@@ -1,4 +1,4 @@
-"""The numba engine: one-layer softmax models on Gaussian prompts, on the CPU, as fast as it goes.
+"""The numba engine: one-layer models on Gaussian prompts, on the CPU, as fast as it goes.
 
 Runs of one shape that share a stream of prompts form a unit, which a thread trains with one call of the kernel.  Where
 there are fewer units than threads and steps are long, each step is divided by blocks of its batch instead.  How a step
@@ -21,7 +21,7 @@ from icl_interp.config import ModelConfig
 from icl_interp.records import TrainConfig
 from icl_interp.tasks import Prompt
 from icl_interp.training.compiled import step as kernel
-from icl_interp.training.compiled.attention import GROUP
+from icl_interp.training.compiled.attention import GROUP, KINDS, vectors
 from icl_interp.training.compiled.compiler import LANES, aligned
 from icl_interp.training.compiled.prompts import Source
 from icl_interp.training.compiled.step import Folded, Optimizer, Scratch, Sizes
@@ -32,7 +32,7 @@ from icl_interp.weights import Weights, weight_shapes
 
 MAX_COLUMNS = 128  # heads of a unit: what is summed for them then stays in a second-level cache
 LONG_STEP = 20_000_000  # multiply-adds, half a millisecond: dividing a step gains more than handing over costs
-KINDS = {"adam": ADAM, "adamw": ADAMW, "sgd": SGD}
+OPTIMIZERS = {"adam": ADAM, "adamw": ADAMW, "sgd": SGD}
 
 
 class NumbaEngine:
@@ -107,7 +107,7 @@ class _Unit:
         self._source, self._folded, self._scratch = gaussian(first), _folded(self._sizes), _scratch(self._sizes)
         start = np.stack([_flatten(starting_weights(configs[run])) for run in runs])
         self.optimizer = Optimizer(
-            KINDS[first.optimizer],
+            OPTIMIZERS[first.optimizer],
             *(aligned(array) for array in (start, 0 * start, 0 * start, 0 * start)),
             settings=np.array([optimizer_settings(configs[run]) for run in runs]),
         )
@@ -175,7 +175,7 @@ def _units(configs: Sequence[TrainConfig], threads: int) -> list[Sequence[int]]:
 
 
 def _sizes(model: ModelConfig, length: int, batch: int, runs: int = 1) -> Sizes:
-    vectors = (model.n_outputs + 2) // 2 * 2
+    kind = KINDS[model.activation]
     return Sizes(
         runs,
         model.n_heads,
@@ -185,8 +185,9 @@ def _sizes(model: ModelConfig, length: int, batch: int, runs: int = 1) -> Sizes:
         length,
         batch,
         tile(length, model.d_model),
-        vectors,
-        model.score_scale,
+        vectors(kind, model.n_outputs),
+        kind,
+        model.activation_scale / model.score_scale,
     )
 
 
@@ -206,7 +207,7 @@ def _scratch(sizes: Sizes) -> Scratch:
         sums=_zeros(columns * sizes.vectors * model * LANES),
         total=_zeros(columns * LANES),
         reference=_zeros(columns * LANES),
-        scores=_zeros(sizes.vectors * sizes.tile * LANES),
+        scores=_zeros((sizes.vectors + 1) * sizes.tile * LANES),
         error=_zeros(sizes.runs * sizes.outputs * LANES),
         spare=_zeros(LANES),
     )

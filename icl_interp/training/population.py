@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from icl_interp.attention import fold, predict
+from icl_interp.activations import activation
+from icl_interp.attention import fold, predict, weighing
 from icl_interp.errors import CheckpointError
 from icl_interp.records import Run, TrainConfig
 from icl_interp.serialization import to_data
@@ -147,7 +148,7 @@ class Population:
             if not (np.isfinite(mean) and all(weight.isfinite().all() for weight in weights[run].values())):
                 self.failures[run] = (
                     f"the loss became {mean} between steps {self._recorded[run]} and {self._step}: try a smaller lr "
-                    f"(it was {config.lr})"
+                    f"(it was {config.lr}){_other_causes(config)}"
                 )
                 continue
             self._recorders[run].record(self._step, mean, weights[run])
@@ -160,7 +161,8 @@ class Population:
             generator = torch.Generator().manual_seed(record_seed(config.seed))
             prompt = config.task.sample(config.batch_size, generator=generator)
             KQ, OV = fold(*(weights[name] for name in WEIGHT_NAMES), score_scale=config.model.score_scale)
-            prediction = predict(KQ, OV, prompt.z, config.model.n_outputs, config.model.mask, config.model.activation)
+            weigh = weighing(config.model.activation, config.model.activation_scale)
+            prediction = predict(KQ, OV, prompt.z, config.model.n_outputs, config.model.mask, weigh)
             recorder.record(0, (prediction - prompt.y_q).square().mean().item(), weights)
 
     def _save(self) -> None:
@@ -172,3 +174,10 @@ class Population:
         if self._journal.save(self._step, state, records):
             for recorder in self._recorders:
                 recorder.clear()
+
+
+def _other_causes(config: TrainConfig) -> str:
+    f = activation(config.model.activation)
+    if f.name == "softmax" or not f.normalised:
+        return ""
+    return f"; attention with {f.formula} is not defined where its denominator comes close to zero"

@@ -19,6 +19,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
+from icl_interp.activations import activation
 from icl_interp.estimators import GradientDescent, best_kernel
 from icl_interp.manifold import Groups, manifold_mu, one_head_formula, optimal_step
 from icl_interp.probing import (
@@ -45,11 +46,14 @@ from icl_interp_probes.shown import around
 
 PAPER = "arXiv 2503.12734"
 BATCHES = 5  # batch means: the late iterates are autocorrelated, their means over a fifth of them hardly are
-FITTED = r"\hat y_q = \sum_h \mu_h \sum_\ell \operatorname{softmax}_\ell (\omega_h\, x_\ell^\top G\, x_q)\, y_\ell"
+FITTED = r"\hat y_q = \sum_h \mu_h \sum_\ell p_\ell (\omega_h\, x_\ell^\top G\, x_q)\, y_\ell"
 FITTED_IN_WORDS = (
-    "The prediction as a sum over heads: μ times the mean of the labels, weighted by the softmax of ω x_ℓᵀ G x_q over "
-    "the demonstrations. G is the identity for isotropic covariates."
+    "The prediction as a sum over heads: μ times the sum of the labels, each with the weight p that attention with {} "
+    "gives to ω x_ℓᵀ G x_q among the demonstrations. G is the identity for isotropic covariates."
 )
+# Activations whose heads gain equally at every ‖x_q‖, so that η* is the step they are led to: by Stein's lemma the gain
+# is γ E f′(γs)/E f(γs), which is γ for eˣ and Cγ for 1 + Cx, and shrinks with ‖x_q‖ for the others.
+LINEAR_GAIN = ("softmax", "affine")
 # Seeds of 256 that end with all heads of one sign after 100,000 steps, by heads (benchmarks/same_sign.py).
 SAME_SIGN = {2: 45, 3: 4}  # none with 4 or 8
 
@@ -70,6 +74,7 @@ class KernelFit:
     """ω and μ with their intervals, and what follows from them.
 
     Args:
+        activation: how the model's scores become weights.
         kind: "opposite" (heads of both signs), "same_sign" (several heads, none of the other sign), "single" (a model
             of one head), or "unstructured".
         roles: of each head.
@@ -82,16 +87,19 @@ class KernelFit:
         gamma: mean |ω| of attending heads, weighted by |μ|.
         spread: root-mean-square deviation of |ω| from γ, relative to γ and weighted likewise.
         zero_sum: |Σμ| / Σ|μ|.
-        eta: Σ ωμ.
+        eta: C·f′(0)/f(0)·Σ ωμ, (4.3) and (5.2): Σ ωμ for softmax; L times as much for linear attention.
         eta_function: slope of the predictions on debiased GD's direction (1/L) Σ y (x − x̄)ᵀ G x_q.
-        eta_star: optimal step; None where it has no closed form (covariates with a mean).
+        eta_star: optimal step; None where it has no closed form (covariates with a mean), or the gain of the model's
+            activation depends on ‖x_q‖.
         positive_mu, negative_mu: sums of μ over the positive and the negative heads.
-        mu_gamma: what theory wants of them at this γ; None unless covariates are isotropic and centred.
+        mu_gamma: what theory wants of them at this γ; None unless covariates are isotropic and centred, and attention
+            is softmax.
         manifold: relative distance to the solution manifold at this γ; None likewise.
         optimum_omega, optimum_mu: where the true risk of one head is least; None but for a model of one head.
         formula_omega, formula_mu: where (4.12) says it is.
     """
 
+    activation: str
     kind: Kind
     roles: tuple[Role, ...]
     stable: bool
@@ -140,10 +148,13 @@ class KernelFitProbe:
         groups = Groups(heads.are("positive"), heads.are("negative"))
         kind = _kind(groups, heads.structured)
         iterates, estimate = _judged_on(context, heads)
-        mu_of = manifold_mu(task) if kind in ("opposite", "same_sign") else None
-        optimum = _one_head_optimum(context) if kind == "single" else (None, None)
+        softmax = context.config.activation == "softmax"
+        mu_of = manifold_mu(task) if softmax and kind in ("opposite", "same_sign") else None
+        optimum = _one_head_optimum(context) if softmax and kind == "single" else (None, None)
+        slope = context.circuits.slope * (1 if activation(context.config.activation).normalised else task.length)
         formula = one_head_formula(task) if optimum[0] else None
         return KernelFit(
+            activation=context.config.activation,
             kind=kind,
             roles=heads.roles,
             stable=heads.stable,
@@ -158,9 +169,9 @@ class KernelFitProbe:
             gamma=estimate(groups.gamma),
             spread=estimate(groups.spread).map(_clip),
             zero_sum=estimate(groups.imbalance).map(_clip),
-            eta=estimate(groups.step),
+            eta=estimate(lambda omega, mu: slope * groups.step(omega, mu)),
             eta_function=_functional_step(context),
-            eta_star=optimal_step(task),
+            eta_star=optimal_step(task) if context.config.activation in LINEAR_GAIN else None,
             positive_mu=estimate(groups.positive_sum),
             negative_mu=estimate(groups.negative_sum),
             mu_gamma=estimate(lambda omega, mu: mu_of(groups.gamma(omega, mu))) if mu_of else None,
@@ -190,7 +201,7 @@ class KernelFitProbe:
             ("γ, weighted mean |ω| (hardly decided by the loss)", result.gamma, None),
             ("spread of |ω|, relative", result.spread, 0.0),
             ("|Σμ| / Σ|μ|", result.zero_sum, 0.0),
-            ("η = Σ ωμ", result.eta, result.eta_star),
+            ("η = C′ Σ ωμ" if result.activation != "softmax" else "η = Σ ωμ", result.eta, result.eta_star),
             ("η as a function", result.eta_function, result.eta_star),
             ("Σμ, positive heads", result.positive_mu, mu_gamma),
             ("Σμ, negative heads", result.negative_mu, mu_gamma and mu_gamma.map(lambda value: -value)),
@@ -201,7 +212,7 @@ class KernelFitProbe:
             rows.append(("one-head optimum of the risk: ω", result.optimum_omega, result.formula_omega))
             rows.append(("one-head optimum of the risk: μ", result.optimum_mu, result.formula_mu))
         return [
-            Equation(FITTED, FITTED_IN_WORDS),
+            Equation(FITTED, FITTED_IN_WORDS.format(activation(result.activation).formula)),
             Table(
                 ("head", "role", "ω", "μ", "OV_22", "ω, late mean", "μ, late mean"),
                 heads,
@@ -227,6 +238,8 @@ class KernelFitProbe:
         source = f"{PAPER}, {where}"
         if result.kind == "unstructured":
             return not_applicable(claim, source, "ω and μ do not describe this model: its heads are unstructured")
+        if result.activation == "linear":
+            return not_applicable(claim, source, "linear attention sees nothing of ω and μ but their products")
         if several and len(result.roles) == 1:
             return not_applicable(claim, source, "the claim is about several heads; this model has one")
         if not result.stable:
@@ -271,14 +284,17 @@ def _zero_sum(result: KernelFit) -> _Conclusion:
 def _step(result: KernelFit) -> _Conclusion:
     star = result.eta_star
     if star is None:
-        return "η* has a closed form for linear regression on centred covariates only"
+        return (
+            "η* has a closed form for linear regression on centred covariates, and attention with eˣ or 1 + Cx is led "
+            "to it: others gain less where ‖x_q‖ is large"
+        )
     ratio = result.eta.map(lambda eta: eta / star)
     return ratio, STEP, f"η = {result.eta} against η* = {star:.4f}: a ratio of {ratio.value:.4f}."
 
 
 def _on_manifold(result: KernelFit) -> _Conclusion:
     if result.manifold is None or result.mu_gamma is None:
-        return "μ_γ has a closed form for isotropic, centred linear regression only"
+        return "μ_γ has a closed form for softmax attention on isotropic, centred linear regression only"
     sums = f"{result.positive_mu.value:.4g} and {result.negative_mu.value:.4g}"
     sentence = f"Sums of μ are {sums}, ±μ_γ is ±{result.mu_gamma.value:.4g} at γ = {result.gamma.value:.4g}."
     return result.manifold, MANIFOLD, sentence
@@ -286,7 +302,7 @@ def _on_manifold(result: KernelFit) -> _Conclusion:
 
 def _at_optimum(result: KernelFit) -> _Conclusion:
     if result.optimum_omega is None or result.optimum_mu is None:
-        return "the claim is about a model of one head"
+        return "the claim is about a model of one softmax head"
     mu = result.positive_mu if "positive" in result.roles else result.negative_mu.map(lambda value: -value)
     estimates = (result.gamma, mu, result.optimum_omega, result.optimum_mu)
     miss = propagate(

@@ -309,7 +309,7 @@ def test_prompts_on_a_gpu_are_read():
 def test_runs_show_what_differs_what_came_out_and_what_they_share():
     text, frame = said(population()), population().to_frame()
     assert "population 4 runs task LinearRegression(dim=3, length=8" in text
-    assert "alike n_layers 1, activation softmax, lr 0.001, optimizer adam" in text
+    assert "alike n_layers 1, activation softmax, activation_scale 1.0, lr 0.001, optimizer adam" in text
     assert f"run {' '.join(frame.columns)} " in text
     for i, row in frame.iterrows():
         omega = ", ".join(f"{number:.3g}" for number in row.omega)

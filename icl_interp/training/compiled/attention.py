@@ -1,17 +1,22 @@
-"""Forward and backward of one softmax head in one pass over the demonstrations.
+"""Forward and backward of one head in one pass over the demonstrations.
 
-With e = exp(score) and u_n = OV_n · z the pass adds up Σe, Σe·z and Σe·u_n·z.  From these, with p = e/Σe:
+With f = f(score), its derivative f′ and u_n = OV_n · z the pass adds up F = Σf, Σf·z, Σf′·u_n·z and Σf′·z.  From these:
 
-    c = Σp z,   ŷ_n = OV_n · c,   ∂OV_n = Σ_b err_n c,   ∂KQ = Σ_b Σ_n err_n (Σp u_n z − ŷ_n c) x_qᵀ
+    c = Σf z/F,   ŷ_n = OV_n · c,   ∂OV_n = Σ_b err_n c,   ∂KQ = Σ_b Σ_n err_n (Σf′ u_n z − ŷ_n Σf′ z)/F x_qᵀ
 
-A head has 1 + N coefficient vectors, one for its scores (KQ x_q, another for each prompt) and one for each output, and
-as many sums; they are taken in pairs, so there is one vector of zeros more where N is even.
+Of softmax the last sum is the second; without normalisation (linear attention) F is 1, f′ too, and there is no last sum.
+
+A head has a coefficient vector for its scores (KQ x_q, another for each prompt), one for each output and, where there
+is a last sum of its own, one of zeros that stands for f′; and as many sums.  They are taken in pairs, so there may be one of zeros more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
+from icl_interp.activations import NEAR_ZERO
 from icl_interp.training.compiled.compiler import (
     LANES,
     add_products,
@@ -26,9 +31,24 @@ from icl_interp.training.compiled.compiler import (
 )
 from icl_interp.training.compiled.random import exp2
 
+SOFTMAX, AFFINE, SQUARE, TANH, LINEAR = range(5)
+KINDS = {"softmax": SOFTMAX, "affine": AFFINE, "square": SQUARE, "tanh": TANH, "linear": LINEAR}
+_LOG2E = 1.4426950408889634
+
 GROUP = 4  # demonstrations taken together in the inner loops, which are written out for so many
 HEADROOM = 30  # powers of two by which a score may exceed its reference
 NOTHING = -1e30  # a score that weighs nothing
+
+
+def vectors(kind: int, outputs: int) -> int:
+    """How many coefficient vectors a head has."""
+    return (1 + outputs + (kind not in (SOFTMAX, LINEAR)) + 1) // 2 * 2
+
+
+@compiled
+def base(kind):
+    """What scores are multiplied by for the sake of powers of two."""
+    return _LOG2E if kind in (SOFTMAX, TANH) else 1.0
 
 
 def _make_project(chunk: int) -> Callable[..., None]:
@@ -160,6 +180,60 @@ def _weigh(scores, outputs, reference, total, tokens):
             total[i] += a + b
 
 
+@compiled
+def _affine(scores, outputs, slopes, total, size):
+    """Scores a to f = 1 + a, outputs u to f′·u and `slopes` to f′; f is added to the total."""
+    vectorise()
+    for start in range(0, size, LANES):
+        s, out = scores[start:], slopes[start:]
+        for i in range(LANES):
+            s[i] += f4(1)
+            out[i] = f4(1)
+            total[i] += s[i]
+
+
+@compiled
+def _square(scores, outputs, slopes, total, size):
+    """The same for f = (1 + a)²."""
+    vectorise()
+    for start in range(0, size, LANES):
+        s, u, out = scores[start:], outputs[start:], slopes[start:]
+        for i in range(LANES):
+            a = s[i] + f4(1)
+            s[i] = a * a
+            out[i] = f4(2) * a
+            u[i] *= f4(2) * a
+            total[i] += a * a
+
+
+@compiled
+def _tanh(scores, outputs, slopes, total, size):
+    """The same for f = 1 + tanh a = 2/(1 + e^(−2a)), of scores to base 2; f′ = f(2 − f)."""
+    vectorise()
+    for start in range(0, size, LANES):
+        s, u, out = scores[start:], outputs[start:], slopes[start:]
+        for i in range(LANES):
+            a = f4(-2) * s[i]
+            a = a if a < f4(126) else f4(126)  # a float32 ends there
+            a = a if a > f4(-126) else f4(-126)
+            f = f4(2) / (f4(1) + exp2(a))
+            s[i] = f
+            out[i] = f * (f4(2) - f)
+            u[i] *= out[i]
+            total[i] += f
+
+
+@compiled
+def _weigh_by(kind, scores, outputs, slopes, total, size):
+    """Scores to f, outputs u to f′·u, `slopes` to f′; f is added to the total.  Linear attention has nothing to do."""
+    if kind == AFFINE:
+        _affine(scores, outputs, slopes, total, size)
+    elif kind == SQUARE:
+        _square(scores, outputs, slopes, total, size)
+    elif kind == TANH:
+        _tanh(scores, outputs, slopes, total, size)
+
+
 @summing
 def _multiply_all(rows, others, size):
     vectorise()
@@ -168,8 +242,40 @@ def _multiply_all(rows, others, size):
 
 
 @compiled
-def attend(z, tokens, coefs, sums, total, reference, scores, spare, model, vectors):
+def attend(z, tokens, coefs, sums, total, reference, scores, spare, model, vectors, kind):
     """One head over one tile."""
+    if kind == SOFTMAX:
+        _attend_softmax(z, tokens, coefs, sums, total, reference, scores, spare, model, vectors)
+    else:
+        _attend_other(z, tokens, coefs, sums, total, scores, model, vectors, kind)
+
+
+@compiled
+def _attend_other(z, tokens, coefs, sums, total, scores, model, vectors, kind):
+    padded = (tokens + GROUP - 1) // GROUP * GROUP
+    n, m, live = padded * LANES, model * LANES, tokens * LANES
+    slopes = scores[vectors * n :]
+    for row in range(0, vectors, 2):
+        s, u = scores[row * n :], scores[(row + 1) * n :]
+        last = row + 2 == vectors
+        first, second = row * m, (row + 1) * m
+        _project(z, coefs[first:], coefs[second:], s, u, model, padded)
+        if row == 0:
+            _weigh_by(kind, s, u, slopes, total, live)
+            clear(s[live:], n - live)
+            clear(slopes[live:], n - live)
+            clear(u[live:], n - live)
+        elif kind != LINEAR:
+            _multiply_all(s, slopes, n)
+            for i in range(n if last else 0):
+                u[i] = slopes[i]
+            if not last:
+                _multiply_all(u, slopes, n)
+        _collect(z, s, u, sums[first:], sums[second:], model, padded)
+
+
+@compiled
+def _attend_softmax(z, tokens, coefs, sums, total, reference, scores, spare, model, vectors):
     padded = (tokens + GROUP - 1) // GROUP * GROUP
     n, m = padded * LANES, model * LANES
     for row in range(0, vectors, 2):
@@ -190,16 +296,30 @@ def attend(z, tokens, coefs, sums, total, reference, scores, spare, model, vecto
 
 
 @compiled
-def conclude(sums, total, coefs, prediction, spare, model, outputs):
-    """Sums to c, and to Σp u_n z − ŷ_n c for each output; ŷ_n is added to the prediction."""
-    m = model * LANES
+def _invert(total, limit, kind):
+    """Denominators to their inverses; NaN for those too near zero, and ones without normalisation."""
     for i in range(LANES):
-        total[i] = f4(1) / total[i]
-    multiply(sums, total, (1 + outputs) * model)
+        if kind == LINEAR:
+            total[i] = f4(1)
+        elif kind == SOFTMAX or abs(total[i]) >= limit:
+            total[i] = f4(1) / total[i]
+        else:
+            total[i] = f4(np.nan)
+
+
+@compiled
+def conclude(sums, total, coefs, prediction, spare, sizes):
+    """Sums to c, and to (Σf′ u_n z − ŷ_n Σf′ z)/F for each output; ŷ_n is added to the prediction."""
+    model, outputs, kind = sizes.dim + sizes.outputs, sizes.outputs, sizes.kind
+    m = model * LANES
+    _invert(total, f4(NEAR_ZERO) * f4(sizes.length), kind)
+    multiply(sums, total, sizes.vectors * model)
+    slopes = sums if kind == SOFTMAX else sums[(sizes.vectors - 1) * m :]
     for n in range(outputs):
         clear(spare, LANES)
         add_products(spare, sums, coefs[(n + 1) * m :], model)
-        subtract_products(sums[(n + 1) * m :], sums, spare, model)
+        if kind != LINEAR:
+            subtract_products(sums[(n + 1) * m :], slopes, spare, model)
         out = prediction[n * LANES :]
         for i in range(LANES):
             out[i] += spare[i]

@@ -36,8 +36,9 @@ class Sizes(NamedTuple):
     length: int
     batch: int
     tile: int  # demonstrations in the first-level cache, a multiple of attention.GROUP
-    vectors: int  # 1 + outputs, made even
-    scale: float  # divisor of the scores
+    vectors: int  # of a head, attention.vectors
+    kind: int  # of activation, attention.KINDS
+    scale: float  # of the scores: what an activation is a function of is scale · x_ℓᵀ W_K W_Qᵀ x_q
 
 
 class Scratch(NamedTuple):
@@ -50,7 +51,7 @@ class Scratch(NamedTuple):
     sums: np.ndarray  # the same
     total: np.ndarray  # (runs, heads)
     reference: np.ndarray  # (runs, heads)
-    scores: np.ndarray  # (vectors, tile)
+    scores: np.ndarray  # (vectors, and one for slopes, tile)
     error: np.ndarray  # (runs, outputs)
     spare: np.ndarray  # 1
 
@@ -58,7 +59,7 @@ class Scratch(NamedTuple):
 class Folded(NamedTuple):
     """What a step sees of the weights, and of each block the gradient."""
 
-    KQ: np.ndarray  # (runs·heads, model, dim), log₂e and the scale folded in
+    KQ: np.ndarray  # (runs·heads, model, dim), the scale and the base of exponentials folded in
     OV: np.ndarray  # (runs·heads, outputs, model)
     grad_KQ: np.ndarray  # (blocks, runs·heads, model, dim)
     grad_OV: np.ndarray  # (blocks, runs·heads, outputs, model)
@@ -83,7 +84,7 @@ def _fold(optimizer, folded, scratch, sizes):
     for c in range(sizes.runs * sizes.heads):
         w, o = optimizer.weights[c // sizes.heads], c % sizes.heads * part
         fold(w[o:], w[n + o :], w[2 * n + o :], w[3 * n + o :], folded.KQ[c], folded.OV[c], sizes.dim, sizes.outputs,
-             sizes.width, sizes.scale)  # fmt: skip
+             sizes.width, sizes.scale * attention.base(sizes.kind))  # fmt: skip
         for n_out in range(sizes.outputs):
             for k in range(model):
                 row = scratch.coefs[((c * sizes.vectors + n_out + 1) * model + k) * LANES :]
@@ -144,7 +145,7 @@ def _block(index, step, folded, source, scratch, sizes):
         for c in range(columns):
             attention.attend(z, tokens, scratch.coefs[c * head :], scratch.sums[c * head :],
                              scratch.total[c * LANES :], scratch.reference[c * LANES :], scratch.scores, scratch.spare,
-                             model, sizes.vectors)  # fmt: skip
+                             model, sizes.vectors, sizes.kind)  # fmt: skip
     _gradient(index, x_q, folded, scratch, sizes)
 
 
@@ -156,7 +157,7 @@ def _gradient(index, x_q, folded, scratch, sizes):
     clear(scratch.error, sizes.runs * run)
     for c in range(columns):
         attention.conclude(scratch.sums[c * head :], scratch.total[c * LANES :], scratch.coefs[c * head :],
-                           scratch.error[c // sizes.heads * run :], scratch.spare, model, outputs)  # fmt: skip
+                           scratch.error[c // sizes.heads * run :], scratch.spare, sizes)  # fmt: skip
     factor, valid = f4(2.0 / (sizes.batch * outputs)), sizes.batch - index * LANES
     for r in range(sizes.runs):
         squares = 0.0

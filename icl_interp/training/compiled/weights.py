@@ -7,14 +7,13 @@ import math
 from icl_interp.training.compiled.compiler import compiled, f4, summing, vectorise
 
 ADAM, ADAMW, SGD = 0, 1, 2
-_LOG2E = 1.4426950408889634
 
 
 @summing
 def fold(W_Q, W_K, W_V, W_O, KQ, OV, dim, outputs, width, scale):
-    """One head as the query sees it: KQ = W_K W_Qᵀ log₂e/scale (model, dim), OV = (W_V W_O)ᵀ (outputs, model)."""
+    """One head as the query sees it: KQ = scale · W_K W_Qᵀ (model, dim), OV = (W_V W_O)ᵀ (outputs, model)."""
     vectorise()
-    model, factor = dim + outputs, f4(_LOG2E / scale)
+    model, factor = dim + outputs, f4(scale)
     for k in range(model):
         keys, values = W_K[k * width :], W_V[k * width :]
         for j in range(dim):
@@ -31,9 +30,9 @@ def fold(W_Q, W_K, W_V, W_O, KQ, OV, dim, outputs, width, scale):
 
 @compiled
 def unfold(W_Q, W_K, W_V, W_O, G_Q, G_K, G_V, G_O, g_KQ, g_OV, dim, outputs, width, scale):
-    """The chain rule back through `fold`, the log₂e apart; zero where nothing was read."""
+    """The chain rule back through `fold`; zero where nothing was read."""
     vectorise()
-    model, factor = dim + outputs, f4(1.0 / scale)
+    model, factor = dim + outputs, f4(scale)
     for i in range(model * width):
         G_Q[i] = G_K[i] = G_V[i] = G_O[i] = f4(0)
     for k in range(model):
