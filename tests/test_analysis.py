@@ -28,7 +28,19 @@ from icl_interp.testing import plant
 from icl_interp.weights import initial_weights
 
 TASK = LinearRegression(dim=3, length=8)
-BUILT_IN = ["circuit_pattern", "head_roles", "kernel_fit", "risk", "dynamics"]
+BUILT_IN = [
+    "circuit_pattern",
+    "head_roles",
+    "kernel_fit",
+    "faithfulness",
+    "risk",
+    "length_generalization",
+    "optimality",
+    "approximate_loss",
+    "preconditioner",
+    "activation",
+    "dynamics",
+]
 COLUMNS = ["probe", "claim", "source", "status", "value", "low", "high", "threshold", "sentence"]
 BUDGET = 200
 QUICK = {"probes": ["head_roles"], "budget": 50}
@@ -213,7 +225,7 @@ def test_probes_as_classes_and_instances_and_each_once(planted):
 @pytest.mark.parametrize(
     ("probes", "message"),
     [
-        (["typo"], r"no probe 'typo'; there are circuit_pattern, head_roles, kernel_fit, risk, dynamics"),
+        (["typo"], f"no probe 'typo'; there are {', '.join(BUILT_IN)}"),
         ("", "no probe ''"),
         ([3], r"a probe is a name or a class declared with @probe\(\.\.\.\), got 3"),
         ([object], r"a probe is a name or a class declared with @probe\(\.\.\.\), got <class 'object'>"),
@@ -340,9 +352,7 @@ def test_looking_up_by_name_and_by_type(analysis):
     from icl_interp_probes.risk import Risk
 
     assert analysis["risk"].value is analysis.get(Risk)
-    with pytest.raises(
-        KeyError, match="no probe 'rsik' was run; there are circuit_pattern, head_roles, kernel_fit, risk, dynamics"
-    ):
+    with pytest.raises(KeyError, match=f"no probe 'rsik' was run; there are {', '.join(BUILT_IN)}"):
         analysis["rsik"]
     with pytest.raises(KeyError, match=r"no Count was found \(circuit_pattern: done, .*dynamics: skipped\)"):
         analysis.get(Count)

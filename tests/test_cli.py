@@ -220,7 +220,7 @@ def test_the_probes_are_listed(capsys):
     assert re.search(r"needs weights, forward, task; takes \w+", output)
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["train"], ["analyze"], ["probes"]])
+@pytest.mark.parametrize("command", [[], ["demo"], ["train"], ["analyze"], ["reproduce"], ["probes"]])
 def test_help_shows_examples(capsys, command):
     status, output, _ = invoke(capsys, *command, "--help")
     assert status == OK
@@ -528,7 +528,10 @@ def test_train_over_what_is_not_ours(capsys, tmp_path):
     [
         (["--seed", "-1"], "seed must be a whole number ≥ 0, got -1"),
         (["--budget", "0"], "budget must be a whole number ≥ 1, got 0"),
-        (["--probe", "typo"], "no probe 'typo'; there are circuit_pattern, head_roles, kernel_fit, risk, dynamics"),
+        (
+            ["--probe", "typo"],
+            "no probe 'typo'; there are circuit_pattern, head_roles, kernel_fit, faithfulness, risk, ",
+        ),
         (["--probe", "gone.py"], "no probe file at "),
         (["--device", "cuda:99"], "device 'cuda:99' was asked for, but torch sees "),
     ],
@@ -689,6 +692,105 @@ def test_without_a_place_for_the_rescue_there_is_still_one_line(capsys, tmp_path
     status, line = complaint(capsys, *arguments)
     assert status == FAILED
     assert "; nor could what was trained be kept: " in line
+
+
+# --- The paper's figures ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_figures(monkeypatch):
+    """Figures that take no training, in place of the paper's."""
+    from icl_interp.probing import Text, exact
+    from icl_interp.reproduce import Claim, recipe, recipes
+
+    recipes()
+    monkeypatch.setattr(sys.modules[recipes.__module__], "_known", {})
+
+    @recipe("figure-10", "Ten", "Figure 10")
+    def ten(bench):
+        return [Claim("it is ten", "differs", "It is nine.", "10", exact(9.0))], [Text("ten")]
+
+    @recipe("figure-4", "Four", "Figure 4")
+    def four(bench):
+        return [Claim("it is four", "reproduced", "It is.")], []
+
+    return recipe
+
+
+def test_figures_are_made_kept_and_shown_together(capsys, tmp_path, own_figures):
+    status, output, error = invoke(capsys, "reproduce", "figure-10", "--out", tmp_path)
+    assert (status, error) == (OK, "")  # that a number differs is no failure of the command
+    assert output.startswith("Figure 10: Ten\n  differs: it is ten (paper 10; ours 9): It is nine.\n")
+    page = tmp_path / "quick" / "gallery.html"
+    assert output.endswith(f"to open in a browser,\n{page.as_uri()}\n")
+    assert "made-figure-4" not in page.read_text()
+    status, output, _ = invoke(capsys, "reproduce", "figure-4", "--out", tmp_path)
+    assert status == OK
+    assert "Figure 10" not in output  # it is not made again
+    assert page.read_text().index('id="made-figure-4"') < page.read_text().index('id="made-figure-10"')
+    kept = json.loads((tmp_path / "quick" / "gallery.json").read_text())["reproductions"]
+    assert [each["name"] for each in kept] == ["figure-4", "figure-10"]
+    assert kept[1]["claims"][0]["ours"]["value"] == 9.0
+    assert (tmp_path / "quick" / kept[1]["blocks"]).is_file()
+    assert "| Figure 4 | it is four |" in (tmp_path / "quick" / "gallery.md").read_text()
+
+
+def test_schedules_do_not_mix(capsys, tmp_path, own_figures):
+    for schedule in ("quick", "paper"):
+        assert invoke(capsys, "reproduce", "figure-4", "--schedule", schedule, "--out", tmp_path)[0] == OK
+        result = json.loads((tmp_path / schedule / "results" / "figure-4.json").read_text())
+        assert result["command"] == f"icl-interp reproduce figure-4 --schedule {schedule}"
+
+
+def test_a_figure_that_crashes_is_visible_and_the_others_are_made(capsys, tmp_path, own_figures):
+    @own_figures("figure-5", "Five", "Figure 5")
+    def five(bench):
+        raise RuntimeError("no luck")
+
+    status, output, error = invoke(capsys, "reproduce", "all", "--out", tmp_path)
+    assert (status, error) == (FAILED, "icl-interp: could not be made: figure-5\n")
+    assert "Figure 5: Five\n  failed: RuntimeError: no luck\n" in output
+    assert "Figure 10: Ten" in output
+    page = (tmp_path / "quick" / "gallery.html").read_text()
+    assert "RuntimeError: no luck" in page
+    assert "Traceback" in page
+
+
+def test_ctrl_c_keeps_the_figures_that_are_made(capsys, tmp_path, own_figures):
+    @own_figures("figure-5", "Five", "Figure 5")
+    def five(bench):
+        raise KeyboardInterrupt
+
+    status, _, error = invoke(capsys, "reproduce", "all", "--out", tmp_path)
+    assert status == INTERRUPTED
+    assert error == "icl-interp: interrupted; made so far: figure-4; the same command goes on from here\n"
+    assert 'id="made-figure-4"' in (tmp_path / "quick" / "gallery.html").read_text()
+
+
+def test_a_kept_result_that_is_damaged(capsys, tmp_path, own_figures):
+    invoke(capsys, "reproduce", "all", "--out", tmp_path)
+    (tmp_path / "quick" / "results" / "figure-10.json").write_text('{"name": "figure-10"')
+    status, line = complaint(capsys, "reproduce", "figure-4", "--out", tmp_path)
+    assert status == FAILED
+    assert line.startswith("what was kept of figure-10 cannot be read, make it again: ")
+    assert 'id="made-figure-4"' in (tmp_path / "quick" / "gallery.html").read_text()
+    assert invoke(capsys, "reproduce", "figure-10", "--out", tmp_path)[0] == OK
+
+
+@pytest.mark.parametrize(
+    ("names", "said"), [(["figure-99"], "nothing called figure-99 can"), ([], "nothing called (no name) can")]
+)
+def test_a_figure_that_is_none(capsys, tmp_path, own_figures, names, said):
+    status, line = complaint(capsys, "reproduce", *names, "--out", tmp_path / "out")
+    assert status == MISUSED
+    assert line == f"{said} be reproduced: name some of figure-4, figure-10, or all"
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_list_of_figures(capsys, own_figures):
+    status, output, error = invoke(capsys, "reproduce", "--list")
+    assert (status, error) == (OK, "")
+    assert output == "figure-4      Four (Figure 4)\nfigure-10     Ten (Figure 10)\n"
 
 
 # --- Real processes ---------------------------------------------------------------------------------------------------

@@ -1,5 +1,20 @@
 """The built-in probes, one question a file.  Importing this package registers them, in reading order."""
 
-from icl_interp_probes import circuit_pattern, head_roles, kernel_fit, risk, dynamics  # isort: skip
+# isort: off
+from icl_interp_probes import circuit_pattern, head_roles, kernel_fit, faithfulness
+from icl_interp_probes import risk, length_generalization, optimality, approximate_loss
+from icl_interp_probes import preconditioner, activation, dynamics
 
-__all__ = ["circuit_pattern", "dynamics", "head_roles", "kernel_fit", "risk"]
+__all__ = [
+    "activation",
+    "approximate_loss",
+    "circuit_pattern",
+    "dynamics",
+    "faithfulness",
+    "head_roles",
+    "kernel_fit",
+    "length_generalization",
+    "optimality",
+    "preconditioner",
+    "risk",
+]

@@ -146,7 +146,7 @@ class KernelFitProbe:
         context.single_response()
         heads, task = context.heads, context.task
         groups = Groups(heads.are("positive"), heads.are("negative"))
-        kind = _kind(groups, heads.structured)
+        kind = kind_of(heads)
         iterates, estimate = _judged_on(context, heads)
         softmax = context.config.activation == "softmax"
         mu_of = manifold_mu(task) if softmax and kind in ("opposite", "same_sign") else None
@@ -386,12 +386,14 @@ def _one_head_optimum(context: Context) -> tuple[Estimate, Estimate]:
     return mean_of(np.array([k.omega for k in kernels])), mean_of(np.array([k.mu for k in kernels]))
 
 
-def _kind(groups: Groups, structured: bool) -> Kind:
-    if not structured or not groups.attending.any():
+def kind_of(heads: Heads) -> Kind:
+    """Whether attending heads have both signs or one, or are one, or ω and μ do not describe the model."""
+    positive, negative = heads.are("positive"), heads.are("negative")
+    if not heads.structured or not (positive | negative).any():
         return "unstructured"
-    if groups.positive.any() and groups.negative.any():
+    if positive.any() and negative.any():
         return "opposite"
-    return "single" if len(groups.attending) == 1 else "same_sign"
+    return "single" if len(heads.roles) == 1 else "same_sign"
 
 
 def _clip(value: float) -> float:

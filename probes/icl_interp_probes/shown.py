@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from icl_interp.probing import Context, Estimate, Need
 
+KEPT = 6  # digits of a result, more than a verdict needs: it is a part of every report
 UNKNOWN = "?"  # every head's role where the task is not known
 
 
@@ -30,3 +31,16 @@ def around(value: float, half: float, covers: str) -> Estimate:
     """The estimate value ± half; of what is not finite nothing can be told."""
     low, high = (value - half, value + half) if math.isfinite(value) else (-math.inf, math.inf)
     return Estimate(float(value), float(low), float(high), covers)
+
+
+def extreme(pick: Callable[[Iterable[float]], float], estimates: Sequence[Estimate]) -> Estimate:
+    """The least (`min`) or the greatest (`max`) of several: within a bound if all are, beyond it if any is."""
+    ends = (pick(getattr(e, end) for e in estimates) for end in ("value", "low", "high"))
+    return Estimate(*ends, covers="prompts")
+
+
+def magnitude(estimate: Estimate) -> Estimate:
+    """The estimate of an absolute value."""
+    ends = abs(estimate.low), abs(estimate.high)
+    low = 0.0 if estimate.low <= 0 <= estimate.high else min(ends)
+    return Estimate(abs(estimate.value), low, max(ends), estimate.covers)

@@ -1,12 +1,14 @@
 """How an analysis is written down.  Reads probing's and analysis' data; computes nothing."""
 
+from icl_interp_reports.gallery import gallery_html
 from icl_interp_reports.html import to_html
-from icl_interp_reports.markdown import to_markdown
+from icl_interp_reports.markdown import gallery_markdown, to_markdown
 from icl_interp_reports.notebook import (
     analysis_in_notebook,
     circuits_in_notebook,
     outcome_in_notebook,
     prompt_in_notebook,
+    reproduction_in_notebook,
     run_in_notebook,
     runs_in_notebook,
 )
@@ -17,6 +19,8 @@ from icl_interp_reports.terminal import (
     outcome_in_a_line,
     prompt_in_a_line,
     prompt_text,
+    reproduction_in_a_line,
+    reproduction_text,
     run_in_a_line,
     run_text,
     runs_in_a_line,
@@ -30,11 +34,16 @@ __all__ = [
     "circuits_in_a_line",
     "circuits_in_notebook",
     "circuits_text",
+    "gallery_html",
+    "gallery_markdown",
     "outcome_in_a_line",
     "outcome_in_notebook",
     "prompt_in_a_line",
     "prompt_in_notebook",
     "prompt_text",
+    "reproduction_in_a_line",
+    "reproduction_in_notebook",
+    "reproduction_text",
     "run_in_a_line",
     "run_in_notebook",
     "run_text",

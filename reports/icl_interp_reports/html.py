@@ -1,13 +1,7 @@
-"""The analysis as one HTML page that opens from disk with the network off.
-
-Words, tables and small matrices are in the page itself, so that it reads without scripts; a script draws plotly figures
-over that layer.  Everything that comes from a checkpoint or a plugin is escaped by the template engine, and the page's
-policy lets no script run but its own two.  How the file stays small is told in reports/README.md.
-"""
+"""The analysis as one HTML page (see `page`).  How the file stays small is told in reports/README.md."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -15,11 +9,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from icl_interp.probing import Block, Frames, Heatmap, Need, Outcome, Status, Table, Verdict
-from icl_interp_reports.figures import figure
 from icl_interp_reports.numbers import numbers
-from icl_interp_reports.plotlyjs import packed, script_hash, source_hash
+from icl_interp_reports.page import drawn, filled, script_json
 from icl_interp_reports.svg import heatmap_svg
-from icl_interp_reports.templating import asset, environment, still
+from icl_interp_reports.templating import environment, still
 from icl_interp_reports.words import LONGEST, assumptions, brief, described, facts
 
 if TYPE_CHECKING:
@@ -72,8 +65,7 @@ class _Page:
 
     def __post_init__(self) -> None:
         self.blocks = {f"f{i}-{j}": block for i, o in enumerate(self.analysis) for j, block in enumerate(o.blocks)}
-        drawn = {name: figure(block) for name, block in self.blocks.items()}
-        self.figures = {name: _script_json(spec) for name, spec in drawn.items() if spec is not None}
+        self.figures = drawn(self.blocks)
         self.results = {**self.analysis.to_data()}
 
     def drop(self, excess: int) -> bool:
@@ -83,7 +75,7 @@ class _Page:
         """
         results = self._results()
         parts = {**self.figures, **dict(self._beneath())}
-        parts |= {name: _script_json(holder[key]) for name, (holder, key) in results.items()}
+        parts |= {name: script_json(holder[key]) for name, (holder, key) in results.items()}
         sizes = {name: len(text.encode()) for name, text in parts.items()}
         words = {name for name, (_, key) in results.items() if key not in ("circuits", "result") and sizes[name] < BOOK}
         large = {name for name, size in sizes.items() if size >= SMALLEST}
@@ -122,10 +114,11 @@ class _Page:
         return {name: at for name, at in found.items() if name not in ("results: provenance", "results: probes")}
 
     def render(self) -> str:
-        template, script = environment().get_template("report.html"), asset("report.js")
-        scripts = [f"'{script_hash(script)}'"] + ([f"'{source_hash()}'"] if self.figures else [])
         p = self.analysis.provenance
-        text = template.render(
+        return filled(
+            "report.html",
+            self.figures,
+            version=p.versions["icl-interp"],
             analysis=self.analysis,
             provenance=p,
             facts=facts(self.analysis),
@@ -134,16 +127,9 @@ class _Page:
             cards=list(_cards(self.analysis)),
             tally=_tally(v for o in self.analysis for v in o.verdicts),
             summary=sorted(self._first_screen(), key=lambda block: isinstance(block, Heatmap)),
-            figures="{" + ",".join(f'"{name}":{text}' for name, text in self.figures.items()) + "}",
-            pictures=self.figures,
             left_out=self.left_out,
-            results=_script_json(self.results),
-            plotly=packed() if self.figures else None,
-            scripts=" ".join(scripts),
-            script=script,
-            style=asset("report.css"),
+            results=script_json(self.results),
         )
-        return text.encode(errors="replace").decode()
 
 
 @dataclass(frozen=True)
@@ -214,9 +200,3 @@ def _opened(p: Provenance) -> str:
     plain = {"attn_scale": None, "mask": "demonstrations"}  # what is there without a word
     told = [f"{name}={value!r}" for name, value in sizes.items() if name not in plain or value != plain[name]]
     return f"icl.Run.load({p.origin!r}, {', '.join(told)})"
-
-
-def _script_json(data: object) -> str:
-    """JSON that cannot end the script element it stands in, and holds printable characters only."""
-    text = json.dumps(data, allow_nan=False, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    return text if text.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)

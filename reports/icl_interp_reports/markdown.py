@@ -7,10 +7,11 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from icl_interp.probing import Block, Outcome, Table, Text
-from icl_interp_reports.words import brief, clean, headline, number, settings
+from icl_interp_reports.words import OUTCOMES, brief, called, clean, headline, number, settings
 
 if TYPE_CHECKING:
     from icl_interp.analysis import Analysis
+    from icl_interp.reproduce.results import Reproduction
 
 
 def to_markdown(analysis: Analysis) -> str:
@@ -20,6 +21,32 @@ def to_markdown(analysis: Analysis) -> str:
     for outcome in analysis:
         parts += [f"## {escape(brief(outcome.title))}", *_outcome(outcome)]
     return "\n\n".join(parts) + "\n"
+
+
+def gallery_markdown(reproductions: Sequence[Reproduction]) -> str:
+    """Every claim of the paper beside what came out here, then a part for each figure."""
+    columns = ("figure", "the paper says", "paper", "ours, 95 % interval", "verdict")
+    rows = [
+        (called(each.name), c.claim, c.paper, str(c.ours or ""), OUTCOMES[c.status])
+        for each in reproductions
+        for c in each.claims
+    ]
+    parts = ["# The figures and tables of arXiv 2503.12734, done again", _table(columns, rows)]
+    for each in reproductions:
+        parts += [f"## {escape(called(each.name))}: {escape(brief(each.title))}", *_reproduction(each)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _reproduction(reproduction: Reproduction) -> Iterable[str]:
+    yield escape(f"In the paper: {brief(reproduction.source)}.")
+    if reproduction.failure:
+        yield f"*failed*: {escape(brief(reproduction.failure))}"
+    for claim in reproduction.claims:
+        yield f"*{escape(OUTCOMES[claim.status])}*: {escape(claim.claim)}. {escape(claim.sentence)}"
+    for block in reproduction.blocks:
+        yield _block(block)
+    trained = "; ".join(f"{name}: {words}" for name, words in reproduction.runs.items())
+    yield escape(f"Trained for it: {trained or 'nothing'}. Made by: {reproduction.command}")
 
 
 def _verdicts(analysis: Analysis) -> str:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from icl_interp.analysis import Analysis
     from icl_interp.circuits import Circuits
     from icl_interp.records import Run, Runs
+    from icl_interp.reproduce.results import Reproduction
     from icl_interp.tasks import Prompt
 
 
@@ -73,6 +74,11 @@ def circuits_in_notebook(circuits: Circuits) -> str:
             for (name, says), matrices in zip(_CIRCUITS.items(), circuits.masked(), strict=True)
         ]
     return _fragment("circuits", pictures=pictures, heads=_heads(circuits))
+
+
+def reproduction_in_notebook(reproduction: Reproduction) -> str:
+    """The paper's claims beside ours, and our figure; curves and bars as their numbers."""
+    return _fragment("reproduction", reproduction=reproduction)
 
 
 def _heads(circuits: Circuits) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from icl_interp.probing import Cell, Estimate, Frames, Heatmap
 from icl_interp_reports.formulas import mathml
 from icl_interp_reports.numbers import numbers
 from icl_interp_reports.svg import heatmap_svg
-from icl_interp_reports.words import brief, clean, label
+from icl_interp_reports.words import OUTCOMES, brief, called, clean, label
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -28,6 +29,12 @@ SYMBOLS = {
     "skipped": "–",
     "failed": "✗",
     "broken": "✗",
+    "reproduced": "✓",
+    "differs": "✗",
+    "does_not_hold": "≠",
+    "undecided": "?",
+    "not_reached": "…",
+    "shown": "·",
 }
 
 
@@ -51,7 +58,8 @@ def environment() -> Environment:
     made.filters |= {"mathml": lambda tex: Markup(formula) if (formula := mathml(tex)) else None}
     made.filters |= {"svg": lambda block: Markup(heatmap_svg(still(block)))}
     made.filters |= {"numbers": numbers, "kind": lambda block: type(block).__name__.lower()}
-    made.globals |= {"ROLES": ROLES, "SYMBOLS": SYMBOLS, "TABLE_ROWS": TABLE_ROWS}
+    made.filters |= {"called": called, "anchor": _anchor}
+    made.globals |= {"OUTCOMES": OUTCOMES, "ROLES": ROLES, "SYMBOLS": SYMBOLS, "TABLE_ROWS": TABLE_ROWS}
     made.tests |= {"estimate": lambda cell: isinstance(cell, Estimate), "a_number": _is_number}
     return made
 
@@ -87,6 +95,11 @@ def in_brief(estimate: Estimate) -> tuple[str, str]:
 
 def _typeset(number: str) -> str:
     return number.replace("inf", "∞").replace("-", "−")
+
+
+def _anchor(name: str) -> str:
+    """A name as the id of an element."""
+    return f"made-{re.sub(r'[^a-zA-Z0-9.-]', '-', label(name))}"
 
 
 def _is_number(cell: Cell) -> bool:

@@ -11,12 +11,15 @@ from icl_interp.probing import Cell, Outcome, Table, Verdict
 from icl_interp_reports.population import counted, runs_in_words
 from icl_interp_reports.prompts import prompt_numbers, prompt_sizes, prompt_table
 from icl_interp_reports.words import (
+    OUTCOMES,
     assumptions,
     brief,
+    called,
     clean,
     head_rows,
     headline,
     number,
+    outcomes,
     run_facts,
     settings,
     size,
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from icl_interp.analysis import Analysis
     from icl_interp.circuits import Circuits
     from icl_interp.records import Run, Runs
+    from icl_interp.reproduce.results import Reproduction
     from icl_interp.tasks import Prompt
 
 WIDTH = 110
@@ -100,6 +104,26 @@ def circuits_in_a_line(circuits: Circuits) -> str:
 def circuits_text(circuits: Circuits) -> str:
     """Sizes, and each head's ω and μ."""
     return "\n".join([circuits_in_a_line(circuits)[1:-1], *_heads(circuits)])
+
+
+def reproduction_in_a_line(reproduction: Reproduction) -> str:
+    """How many of the paper's claims came out how."""
+    said = ", ".join(f"{count} {OUTCOMES[status]}" for status, count in outcomes([reproduction]).items())
+    return f"<Reproduction of {called(reproduction.name)}: {said or 'no claims'}; print() it for all of them>"
+
+
+def reproduction_text(reproduction: Reproduction) -> str:
+    """Its title, and a line a claim: the verdict, what the paper says, its number and ours."""
+    lines = [f"{called(reproduction.name)}: {brief(reproduction.title)}"]
+    if reproduction.failure:
+        lines.append(f"  failed: {brief(reproduction.failure)}")
+    for claim in reproduction.claims:
+        numbers = [f"paper {brief(claim.paper)}"] if claim.paper else []
+        numbers += [f"ours {str(claim.ours).removesuffix(' exact')}"] if claim.ours is not None else []
+        more = f": {clean(claim.sentence)}" if claim.status in ("differs", "does_not_hold") else ""
+        beside = f" ({'; '.join(numbers)})" if numbers else ""
+        lines.append(f"  {OUTCOMES[claim.status]}: {clean(claim.claim)}{beside}{more}")
+    return "\n".join(lines)
 
 
 def _aligned(table: Table) -> list[str]:

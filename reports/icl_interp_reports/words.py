@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,18 @@ if TYPE_CHECKING:
     from icl_interp.circuits import Circuits
     from icl_interp.config import ModelConfig
     from icl_interp.records import Run
+    from icl_interp.reproduce.results import Reproduction
 
+# What became of a claim of the paper, in words: what a reader has to know first stands first.
+OUTCOMES = {
+    "differs": "differs",
+    "does_not_hold": "the paper's own statement does not hold",
+    "undecided": "undecided",
+    "not_reached": "needs the paper's schedule",
+    "reproduced": "reproduced",
+    "shown": "shown",
+    "failed": "failed",
+}
 LONGEST = 500  # characters of what a file or a plugin named; prose is never cut
 MOST_ASSUMED = 20  # sentences
 
@@ -124,6 +136,19 @@ def number(verdict: Verdict) -> str:
     if verdict.estimate is None:
         return ""
     return str(verdict.estimate) + (f", wanted {verdict.threshold}" if verdict.threshold else "")
+
+
+def called(name: str) -> str:
+    """A figure as people call it: "Figure 4" for "figure-4"."""
+    kind, _, number = name.partition("-")
+    return label(f"{kind.capitalize()} {number}" if number[:1].isdecimal() else name.replace("-", " ").capitalize())
+
+
+def outcomes(reproductions: Sequence[Reproduction]) -> dict[str, int]:
+    """How many claims came out how, figures that failed among them; in the order of `OUTCOMES`."""
+    found = Counter(claim.status for each in reproductions for claim in each.claims)
+    counts = {**found, "failed": sum(bool(each.failure) for each in reproductions)}
+    return {status: counts[status] for status in OUTCOMES if counts.get(status)}
 
 
 def brief(text: str) -> str:

@@ -10,7 +10,19 @@ from icl_interp.errors import ConfigError
 from icl_interp.probing import Need, Probe, discover, load_file, probe, registry
 from icl_interp.testing import plant
 
-BUILT_IN = ["circuit_pattern", "head_roles", "kernel_fit", "risk", "dynamics"]
+BUILT_IN = [
+    "circuit_pattern",
+    "head_roles",
+    "kernel_fit",
+    "faithfulness",
+    "risk",
+    "length_generalization",
+    "optimality",
+    "approximate_loss",
+    "preconditioner",
+    "activation",
+    "dynamics",
+]
 FILE = """
 from dataclasses import dataclass
 from icl_interp.probes import Need, Text, probe

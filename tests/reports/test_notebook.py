@@ -403,7 +403,7 @@ def test_no_curve_without_two_finite_points(loss):
 def test_a_line_at_the_prompt():
     assert repr(run()).startswith("<Run of one layer, 2 heads, d = 3, N = 1; step 30, seed 0; loss ")
     assert repr(run().circuits()) == "<Circuits of one layer, 2 heads, d = 3, N = 1>"
-    assert repr(analysis()["dynamics"]) == "<Outcome of dynamics: done>"
+    assert repr(analysis()["dynamics"]) == "<Outcome of dynamics: 7 not applicable>"
     assert re.fullmatch(r"<Outcome of risk: 3 [a-z]+>|<Outcome of risk: \d .*, \d .*>", repr(analysis()["risk"]))
     assert repr(Outcome("p", "P?", "skipped", reason="needs the task")) == "<Outcome of p: needs the task>"
 

@@ -4,10 +4,12 @@ With f = f(score), its derivative f′ and u_n = OV_n · z the pass adds up F = 
 
     c = Σf z/F,   ŷ_n = OV_n · c,   ∂OV_n = Σ_b err_n c,   ∂KQ = Σ_b Σ_n err_n (Σf′ u_n z − ŷ_n Σf′ z)/F x_qᵀ
 
-Of softmax the last sum is the second; without normalisation (linear attention) F is 1, f′ too, and there is no last sum.
+Of softmax the last sum is the second; without normalisation (linear attention) F and f′ are 1, and there is no last
+sum.
 
 A head has a coefficient vector for its scores (KQ x_q, another for each prompt), one for each output and, where there
-is a last sum of its own, one of zeros that stands for f′; and as many sums.  They are taken in pairs, so there may be one of zeros more.
+is a last sum of its own, one of zeros that stands for f′; and as many sums.  They are taken in pairs, so there may be a
+vector of zeros more.
 """
 
 from __future__ import annotations

@@ -136,18 +136,43 @@
 
   // --- Drawing ---------------------------------------------------------------------------------------------------
 
+  // The layer that needs no script: its picture, and its numbers.
+  function beneath(place, shown) {
+    const still = place.parentElement.querySelector(".still"), numbers = place.parentElement.querySelector("details");
+    if (still) still.hidden = !shown;
+    if (numbers) numbers.open = shown;
+  }
+
   async function draw(place) {
-    const figure = figures[place.id];
+    if (place.dataset.drawn) return; // by a printer, before the reader came to it
     place.hidden = false;
-    const still = place.parentElement.querySelector(".still");
-    const layout = layoutOf(figure, place.clientWidth);
-    await Plotly.newPlot(place, figure.data, layout, { displayModeBar: false });
-    if (still) still.hidden = true;
-    const numbers = place.parentElement.querySelector("details");
-    if (numbers) numbers.open = false;
+    const figure = figures[place.id];
+    await Plotly.newPlot(place, figure.data, layoutOf(figure, place.clientWidth), { displayModeBar: false });
+    beneath(place, false);
+    place.style.height = "";
     place.dataset.width = place.clientWidth;
     place.dataset.drawn = "yes";
+    all(".slider input", place.parentElement).forEach(slide);
   }
+
+  // Of a page with dozens of figures, each has its room from the start, and is drawn when the reader is within a screen
+  // of it.
+  function drawLate(places) {
+    const near = new IntersectionObserver((entries) => {
+      for (const { target } of entries.filter((entry) => entry.isIntersecting)) {
+        near.unobserve(target);
+        draw(target).catch(() => (lost(), beneath(target, true)));
+      }
+    }, { rootMargin: "100% 0%" });
+    for (const place of places) {
+      place.hidden = false;
+      beneath(place, false);
+      place.style.height = `${layoutOf(figures[place.id], place.clientWidth).height}px`;
+      near.observe(place);
+    }
+  }
+
+  const lost = () => (document.getElementById("no-figures").hidden = false);
 
   function redraw(places, { recoloured = false, width = 0 } = {}) {
     for (const place of places) {
@@ -254,13 +279,16 @@
     if (places.length) {
       try {
         await loadPlotly();
-        for (const place of places) await draw(place);
-        all(".slider input").filter((input) => input.dataset.figure in figures).forEach(slide);
+        if (root.dataset.draw === "late") drawLate(places);
+        else for (const place of places) await draw(place);
         new ResizeObserver(() => redraw(places)).observe(document.querySelector("main"));
-        addEventListener("beforeprint", () => redraw(places, { width: PAPER }));
+        addEventListener("beforeprint", () => {
+          places.filter((place) => !place.dataset.drawn).forEach(draw);
+          redraw(places, { width: PAPER });
+        });
         addEventListener("afterprint", () => redraw(places));
       } catch (error) {
-        document.getElementById("no-figures").hidden = false;
+        lost();
       }
     }
     root.dataset.ready = "yes";

@@ -1,0 +1,1 @@
+"""The figures, tables and theorems, a few to a file."""
