@@ -362,7 +362,7 @@ def test_what_was_skipped_is_not_found(planted):
     from icl_interp_probes.risk import Risk
 
     result = analyze(replace(planted, task=None), budget=50)
-    with pytest.raises(KeyError, match=r"no Risk was found \(.*risk: skipped, dynamics: skipped\)"):
+    with pytest.raises(KeyError, match=r"no Risk was found \(.*risk: skipped, .*dynamics: skipped\)"):
         result.get(Risk)
 
 
@@ -459,6 +459,11 @@ def test_the_readmes_example_runs(tmp_path, monkeypatch, capsys):
     assert names["prediction"].shape == (8, 41, 1)
     assert names["cache"]["blocks.0.attn.hook_pattern"].shape == (8, 2, 41, 41)
     assert names["run"].circuits().KQ.shape == (1, 2, 6, 6)
+
+    for begin in ("icl.register_activation", "from icl_interp.reproduce import"):
+        (more,) = re.findall(rf"```python\n({begin}.*?)```", readme, flags=re.DOTALL)
+        exec(more.replace("steps=100", "steps=5"), names)
+    assert "ω rises to 0.576" in capsys.readouterr().out
 
     (tools,) = re.findall(r"```python\n(from transformer_lens .*?)```", readme, flags=re.DOTALL)
     exec(tools.replace("4_096", "64"), names)

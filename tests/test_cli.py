@@ -228,7 +228,7 @@ def test_help_shows_examples(capsys, command):
     assert f"  icl-interp {' '.join(command)}".rstrip() in examples
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "analyze", "probes"])
+@pytest.mark.parametrize("command", ["demo", "train", "analyze", "probes", "reproduce"])
 def test_the_examples_in_the_help_and_the_readme_are_commands(capsys, command):
     """Each parses: an option that was renamed would be refused before the missing run is."""
     _, output, _ = invoke(capsys, command, "--help")
@@ -283,6 +283,7 @@ def test_a_file_and_its_task(capsys, heads4):
     found = report_of(heads4)
     statuses = {name: outcome["status"] for name, outcome in found["probes"].items()}
     assert statuses.pop("dynamics") == "skipped"
+    assert statuses.pop("preconditioner") == "not_applicable"  # of isotropic covariates
     assert set(statuses.values()) == {"done"}
     for sentence in found["provenance"]["assumed"]:
         assert sentence in (folder / "report.md").read_text().replace("\\", "")
@@ -292,7 +293,7 @@ def test_a_file_without_a_task_says_what_is_missing(capsys, heads4):
     status, output, error = invoke(capsys, "analyze", heads4, "--budget", 60)
     assert (status, error) == (OK, "")
     assert "task: not known: L and σ² did not come with the checkpoint; pass task= to analyze(), or --length" in output
-    assert output.count("skipped: needs the task (pass task=, or --length and --noise-var on the command line)") == 3
+    assert output.count("skipped: needs the task (pass task=, or --length and --noise-var on the command line)") == 9
     assert "kq_diagonal" in output  # what needs no task is measured all the same
     assert "Σ = I" not in output
 

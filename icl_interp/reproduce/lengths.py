@@ -5,8 +5,10 @@ Shorter prompts are the beginnings of longer ones, and all predictors answer the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -24,9 +26,11 @@ LENGTHS = tuple(range(10, 101, 5))  # the published grid
 PRINTED_AT = (10, 20, 40, 60, 100)  # where the published plots can be read
 # The published curves rest on 20,000 to 100,000 prompts; a quarter of the paper schedule's number is 50,000.
 PART = 4
+PRECISE = 0.15  # relative 95 % half-width; 5,000 prompts have 0.05 to 0.1
 
 FALLS = Threshold("the risk of more demonstrations has to be less", high=0.0)
 
+Key = TypeVar("Key", bound=Hashable)
 Errors = dict[str, Float[np.ndarray, "lengths prompts"]]
 
 
@@ -59,8 +63,19 @@ def risk(errors: Errors, name: str, length: int) -> Estimate:
 
 
 def standard_errors_apart(one: Estimate, other: Estimate) -> float:
-    """|difference| of two independent estimates, in standard errors of the difference."""
-    return abs(one.value - other.value) / (float(np.hypot(one.half, other.half)) / 1.96)
+    """|difference| of two independent estimates, in standard errors of the difference.
+
+    NaN where that is more than `PRECISE` of the value: of numbers so uncertain, agreement says nothing.
+    """
+    half = math.hypot(one.half, other.half)
+    return abs(one.value - other.value) / (half / 1.96) if half <= PRECISE * abs(other.value) else math.nan
+
+
+def furthest(pairs: Mapping[Key, tuple[Estimate, Estimate]]) -> tuple[Key, float]:
+    """The pair that is most standard errors apart, and how many; one of NaN is the furthest."""
+    apart = {key: standard_errors_apart(*pair) for key, pair in pairs.items()}
+    key = max(apart, key=lambda key: math.inf if math.isnan(apart[key]) else apart[key])
+    return key, apart[key]
 
 
 def falling(errors: Errors, claim: str) -> Claim:

@@ -240,7 +240,8 @@ def test_a_broken_plugin_is_seen_and_the_others_go_on(tmp_path, monkeypatch, pla
     result = analyze(planted, budget=50)
     states = {o.probe: o.status for o in result}
     lost = "brokenplugin (broken_plugin)"
-    assert states == dict.fromkeys([*BUILT_IN, "count"], "done") | {"dynamics": "skipped", lost: "broken"}
+    others = {"dynamics": "skipped", "preconditioner": "not_applicable", lost: "broken"}
+    assert states == dict.fromkeys([*BUILT_IN, "count"], "done") | others
     assert result[lost].reason.startswith("could not be loaded: ")
     assert reason in result[lost].reason
     assert "Traceback" in result[lost].details

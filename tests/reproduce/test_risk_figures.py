@@ -13,7 +13,7 @@ from icl_interp.probing import Estimate, exact, mean_of
 from icl_interp.records import Dynamics, Runs
 from icl_interp.reproduce import MAIN, Bench, Schedule
 from icl_interp.reproduce.figures import risks
-from icl_interp.reproduce.lengths import LENGTHS, squared_errors, standard_errors_apart
+from icl_interp.reproduce.lengths import LENGTHS, furthest, squared_errors, standard_errors_apart
 from icl_interp.testing import plant
 
 BEST = 1 / 46.5  # of linear attention at d = 5, L = 40, σ² = 0.1
@@ -114,9 +114,12 @@ def test_errors_are_those_of_the_beginnings_of_the_same_prompts():
 
 
 def test_standard_errors_apart():
-    other = Estimate(0.5, 0.5 - 4 * 1.96, 0.5 + 4 * 1.96)
-    assert standard_errors_apart(Estimate(3.0, 3 - 3 * 1.96, 3 + 3 * 1.96), other) == pytest.approx(0.5)
-    assert standard_errors_apart(other, exact(8.5)) == pytest.approx(2)
+    one, other = (Estimate(value, value - e * 1.96, value + e * 1.96) for value, e in ((103.0, 3), (100.5, 4)))
+    assert standard_errors_apart(one, other) == pytest.approx(0.5)
+    assert standard_errors_apart(other, exact(108.5)) == pytest.approx(2)
+    assert np.isnan(standard_errors_apart(Estimate(1.0, 0.5, 1.5), exact(1.0)))
+    assert furthest({"a": (one, other), "b": (other, exact(108.5))}) == ("b", pytest.approx(2))
+    assert furthest({"a": (Estimate(1.0, 0.5, 1.5), exact(1.0)), "b": (other, exact(108.5))})[0] == "a"
 
 
 def test_the_risk_of_ridge_with_labels_integrated_out():
@@ -158,6 +161,7 @@ def test_figure_4_of_a_model_that_gets_worse_with_length(tmp_path):
 def test_figure_4_with_too_few_prompts(tmp_path):
     found = statuses(risks.figure_4(PlantedBench(tmp_path, 80, **trained())))
     assert the(found, "At L = 40 one head is far worse") == "undecided"
+    assert the(found, "of the trained models, by Monte Carlo") == "undecided"
 
 
 # --- Figure 8 ---------------------------------------------------------------------------------------------------------
@@ -192,3 +196,4 @@ def test_figure_8_of_linear_attention_along_other_directions(tmp_path):
 def test_figure_8_with_too_few_prompts(tmp_path):
     found = statuses(risks.figure_8(PlantedBench(tmp_path, 40, linear=linear(BEST), h1=heads(**ONE_HEAD), h2=pair())))
     assert the(found, "by Monte Carlo too") == "undecided"
+    assert the(found, "the risk of the formula") == "undecided"

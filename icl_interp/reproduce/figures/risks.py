@@ -25,11 +25,11 @@ from icl_interp.reproduce.lengths import (
     Errors,
     count,
     falling,
+    furthest,
     lines_drawn,
     long_prompts,
     risk,
     squared_errors,
-    standard_errors_apart,
 )
 from icl_interp.reproduce.readings import BATCHES
 from icl_interp.reproduce.recipes import Made, recipe
@@ -162,16 +162,14 @@ def ridge_risk(prompts: Iterator[Prompt]) -> Estimate:
 
 def _agree(errors: Errors, again: Mapping[str, dict[int, Estimate]], names: list[str], whose: str, how: str) -> Claim:
     """The two computations differ by no more than their errors."""
-    apart = {
-        (name, L): standard_errors_apart(risk(errors, name, L), again[name][L]) for name in names for L in PRINTED_AT
-    }
-    (name, L), most = max(apart.items(), key=lambda item: item[1])
+    pairs = {(name, L): (risk(errors, name, L), again[name][L]) for name in names for L in PRINTED_AT}
+    (name, L), most = furthest(pairs)
     return compare(
         f"{whose}, by Monte Carlo, are those of {how}",
         exact(most),
         TWICE,
-        f"At most {most:.1f} standard errors apart, over {len(apart)} risks; that is {name} at L = {L}: "
-        f"{risk(errors, name, L)} and {again[name][L]}.",
+        f"At most {most:.1f} standard errors apart, over {len(pairs)} risks; that is {name} at L = {L}: "
+        f"{pairs[name, L][0]} and {pairs[name, L][1]}.",
     )
 
 
@@ -329,8 +327,8 @@ def late_slope(run: Run) -> Estimate:
 
 
 def linear_risk(slope: float, length: int) -> float:
-    """R(L') of linear attention: gradient descent with the step aL'."""
-    return theory.gd_risk(slope * length, length=length, **SETTING)
+    """R(L') of linear attention: gradient descent with the step aL'; infinite where a is."""
+    return theory.gd_risk(slope * length, length=length, **SETTING) if np.isfinite(slope) else np.inf
 
 
 def turning_point(slope: float) -> float:
@@ -358,14 +356,14 @@ def _turns(errors: Float[np.ndarray, "lengths prompts"]) -> Claim:
 
 
 def _as_formula(errors: Errors, slope: float) -> Claim:
-    apart = {L: standard_errors_apart(risk(errors, LINEAR, L), exact(linear_risk(slope, L))) for L in LENGTHS}
-    L = max(apart, key=lambda length: apart[length])
+    pairs = {L: (risk(errors, LINEAR, L), exact(linear_risk(slope, L))) for L in LENGTHS}
+    L, most = furthest(pairs)
     return compare(
         "The trained linear attention has the risk of the formula at all lengths",
-        exact(apart[L]),
+        exact(most),
         TWICE,
-        f"At most {apart[L]:.1f} standard errors between Monte Carlo and the formula at the model's own a = "
-        f"{slope:.5f}, at L = {L}: {risk(errors, LINEAR, L)} and {linear_risk(slope, L):.4f}.",
+        f"At most {most:.1f} standard errors between Monte Carlo and the formula at the model's own a = "
+        f"{slope:.5f}, at L = {L}: {pairs[L][0]} and {linear_risk(slope, L):.4f}.",
     )
 
 
