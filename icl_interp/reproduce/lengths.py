@@ -65,10 +65,10 @@ def risk(errors: Errors, name: str, length: int) -> Estimate:
 def standard_errors_apart(one: Estimate, other: Estimate) -> float:
     """|difference| of two independent estimates, in standard errors of the difference.
 
-    NaN where that is more than `PRECISE` of the value: of numbers so uncertain, agreement says nothing.
+    NaN where its interval is more than `PRECISE` of them: of numbers so uncertain, agreement says nothing.
     """
-    half = math.hypot(one.half, other.half)
-    return abs(one.value - other.value) / (half / 1.96) if half <= PRECISE * abs(other.value) else math.nan
+    half, size = math.hypot(one.half, other.half), max(abs(one.value), abs(other.value))
+    return abs(one.value - other.value) / (half / 1.96) if half <= PRECISE * size else math.nan
 
 
 def furthest(pairs: Mapping[Key, tuple[Estimate, Estimate]]) -> tuple[Key, float]:

@@ -216,7 +216,7 @@ def _here(result: Faithfulness) -> Verdict:
 
 
 def _elsewhere(result: Faithfulness) -> Verdict:
-    claim = "ideal_heads_explain_off_distribution"
+    claim = "ideal_heads_explain_elsewhere"
     kernels, descent = (_off_distribution(result, part) for part in (result.kernels, result.descent))
     lost = ", ".join(kind for kind, why in zip(result.kinds, result.undefined, strict=True) if why)
     undefined = f" The model has no predictions with {lost}." if lost else ""

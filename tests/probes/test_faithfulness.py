@@ -20,7 +20,7 @@ from icl_interp.weights import initial_weights
 from icl_interp_probes.faithfulness import FEWEST, Faithfulness, FaithfulnessProbe
 
 TASK = LinearRegression(dim=5, length=40, noise_var=0.1)
-HERE, ELSEWHERE, ABLATED = CLAIMS = ("ideal_heads_explain", "ideal_heads_explain_off_distribution", "ablations_agree")
+HERE, ELSEWHERE, ABLATED = CLAIMS = ("ideal_heads_explain", "ideal_heads_explain_elsewhere", "ablations_agree")
 OFF = ("more noise", "another Σ", "scaled x", "shifted x")
 
 
