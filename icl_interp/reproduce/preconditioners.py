@@ -13,28 +13,24 @@ it does to a distance.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
 from einops import einsum
 from jaxtyping import Float
-from torch import Tensor
 
 from icl_interp import theory
-from icl_interp.probing import Estimate, mean_of
 from icl_interp.records import Run
-from icl_interp.reproduce.bench import Bench
-from icl_interp.tasks import LinearRegression, Prompt
+from icl_interp.tasks import LinearRegression
 
 Matrix = Float[np.ndarray, "*stack dim dim"]
 
 PLAIN, DEBIASED, INVERSE = "Γ*", "Γ_deb", "Σ⁻¹"
-# Iterates scatter by this much about their mean, relative to Γ̂.  By its square, at most, can noise move that mean.
-ITERATE = 0.02
+# Γ is what KQ tends to as γ → 0.  At the γ of trained runs what is read off the weights and what is read off the
+# predictions of one model differ by this much, relative to Γ: closer than this nothing can be told, whatever the noise.
+FIRST_ORDER = 0.002
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,66 +121,3 @@ def position(matrix: Matrix, start: Float[np.ndarray, "dim dim"], end: Float[np.
     """⟨Γ̂ − A, B − A⟩/‖B − A‖² of matrices at norm 1: 0 at A, `start`, and 1 at B, `end`."""
     line = unit(end) - unit(start)
     return ((unit(matrix) - unit(start)) * line).sum((-2, -1)) / (line * line).sum()
-
-
-# --- Γ_deb or Γ*? -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Positions:
-    """From Γ_deb (0) to Γ* (1).
-
-    Args:
-        measured: of Γ̂.
-        expected: of the Γ at which the true risk of two opposite heads is least, at the γ of these runs.
-        judged: measured − expected, with what noise may have done to the mean of iterates.
-    """
-
-    measured: Estimate
-    expected: Estimate
-    judged: Estimate
-
-    @classmethod
-    def of(cls, bench: Bench, population: Learned) -> Positions:
-        """Both, for a population."""
-        deb, plain = population.candidates[DEBIASED], population.candidates[PLAIN]
-        prompts = bench.prompts("figure-12", population.task)
-        best = deb + bends(population.task, float(np.abs(population.OV).mean()), prompts)
-        measured = mean_of(population.position(DEBIASED, PLAIN), "seeds")
-        expected = mean_of(position(best, deb, plain))
-        value = measured.value - expected.value
-        half = math.hypot(measured.half, expected.half) + ITERATE**2 / float(distance(deb, plain))
-        return cls(measured, expected, Estimate(value, value - half, value + half, "seeds"))
-
-
-def bends(task: LinearRegression, mu: float, prompts: Iterable[Prompt]) -> Float[np.ndarray, "pieces dim dim"]:
-    """By how much the best Γ of heads KQ_11 = ±Γ/(2μ), OV = ±μ differs from Γ_deb, to which it tends as μ → ∞.
-
-    One Newton step from Γ_deb with the Hessian of debiased gradient descent, whose own gradient vanishes there and is
-    taken off on the same prompts.  Reflecting a principal axis of Σ changes no risk, so that the best Γ is diagonal
-    in them, and only that part is kept: −d g_ii/(2(1 − 1/L) b_i s_i²), with s_i the eigenvalues of Σ and b_i those of
-    Γ_deb⁻¹.  One answer for each piece of `prompts`.
-    """
-    deb = theory.debiased_preconditioner(task.sigma, length=task.length, noise_var=task.noise_var)
-    s, axes = np.linalg.eigh(task.sigma)
-    b = 1 / np.diag(axes.T @ deb @ axes)
-    slopes = np.array([np.diag(axes.T @ slope(prompt, task, deb, mu) @ axes) for prompt in prompts])
-    steps = -task.dim * slopes / (2 * (1 - 1 / task.length) * b * s**2)
-    return np.einsum("id,pd,jd->pij", axes, steps, axes)
-
-
-def slope(prompt: Prompt, task: LinearRegression, gamma: Float[np.ndarray, "dim dim"], mu: float) -> np.ndarray:
-    """The gradient in Γ of the risk of two heads minus that of debiased gradient descent."""
-    variable = torch.tensor(gamma, dtype=prompt.x.dtype, requires_grad=True)
-    scores = einsum(prompt.x, variable, prompt.x_q, "b l i, i j, b j -> b l")
-    heads = mu * (torch.softmax(scores / (2 * mu), -1) - torch.softmax(-scores / (2 * mu), -1))
-    debiased = (scores - scores.mean(-1, keepdim=True)) / prompt.length
-    (_risk(heads, prompt, task) - _risk(debiased, prompt, task)).backward()
-    assert variable.grad is not None  # it was asked for
-    return variable.grad.numpy()
-
-
-def _risk(weights: Float[Tensor, "batch length"], prompt: Prompt, task: LinearRegression) -> Tensor:
-    """Of predicting Σ w_ℓ y_ℓ, labels integrated out, but for the query's noise."""
-    missed = einsum(weights, prompt.x, "b l, b l d -> b d") - prompt.x_q
-    return (missed.square().sum(-1) / task.dim + task.noise_var * weights.square().sum(-1)).mean()

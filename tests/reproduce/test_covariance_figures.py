@@ -15,11 +15,8 @@ from icl_interp.reproduce.preconditioners import (
     INVERSE,
     PLAIN,
     Learned,
-    Positions,
-    bends,
     distance,
     position,
-    slope,
     symmetric,
     unit,
 )
@@ -34,7 +31,6 @@ SHAPES = {
     DEBIASED: {},
     PLAIN: {"noise_var": 1.1 / (1 + 1 / 40) - 1},
     INVERSE: {"length": 10**8},
-    "beyond": {"noise_var": 1.1 * (1 + 1 / 40) - 1},  # as far from Γ_deb as Γ*, on the other side
 }
 
 
@@ -135,25 +131,6 @@ def test_averages_put_the_positive_head_first_and_leave_out_inert_parts():
     np.testing.assert_allclose(found.products, 3 * (found.KQ[:, 0] - found.KQ[:, 1]), rtol=1e-3, atol=1e-4)
 
 
-def test_what_a_finite_gamma_does_vanishes_as_its_square():
-    prompt = task(0.5).sample(1_000, generator=torch.Generator().manual_seed(0)).to(dtype=torch.float64)
-    near, far = (np.linalg.norm(bends(task(0.5), mu, [prompt])) for mu in (20.0, 40.0))
-    assert near / far == pytest.approx(4, rel=0.02)
-
-
-def test_what_a_finite_gamma_does_is_a_newton_step():
-    """The slope that it balances is the heads', which a step of this size hardly changes."""
-    of, mu = task(0.5), 1.6
-    prompt = of.sample(20_000, generator=torch.Generator().manual_seed(1)).to(dtype=torch.float64)
-    deb = Learned.of(population(0.5, DEBIASED, seeds=2)).candidates[DEBIASED]
-    (step,) = bends(of, mu, [prompt])
-    axes = np.linalg.eigh(of.sigma)[1]
-    before, after = (np.diag(axes.T @ slope(prompt, of, gamma, mu) @ axes) for gamma in (deb, deb + step))
-    hessian = 2 * (1 - 1 / 40) / 5 * np.linalg.inv(deb) @ of.sigma @ step @ of.sigma
-    np.testing.assert_allclose(np.diag(axes.T @ hessian @ axes), -before, rtol=1e-6)
-    assert np.linalg.norm(after - before) < 0.3 * np.linalg.norm(before)
-
-
 # --- Figures ----------------------------------------------------------------------------------------------------------
 
 
@@ -162,7 +139,7 @@ def test_figure_12_of_the_debiased_optimum(tmp_path):
     found = {claim.claim: claim.status for claim in claims}
     assert those(found, "closer to Γ* than to Σ⁻¹") == {"reproduced"}
     assert those(found, "the distance of Γ̂ from Γ*") == {"reproduced"}
-    assert "reproduced" not in those(found, "rather than Γ_deb")
+    assert those(found, "rather than Γ_deb") == {"undecided"}
     assert those(found, "tridiagonal") == those(found, "Both heads") == those(found, "Σμ is zero") == {"reproduced"}
     assert [type(block).__name__ for block in blocks] == ["Heatmap"] * 3 + ["Table"] * 2 + ["Text"]
 
@@ -174,12 +151,10 @@ def test_figure_12_of_the_inverse_covariance(tmp_path):
     assert those(found, "tridiagonal") == {"differs"}
 
 
-@pytest.mark.parametrize(("shape", "verdict"), [(PLAIN, "holds"), ("beyond", "fails")])
-def test_a_precise_population_can_be_told_from_the_plain_optimum(tmp_path, shape, verdict):
-    bench = PlantedBench(tmp_path, lambda rho: population(rho, shape, noise=1e-4), prompts=80_000)
-    positions = Positions.of(bench, Learned.of(bench.runs("kms-0.5")))
-    assert covariance.PLAIN_SIDE.judge(positions.judged) == verdict
-    assert abs(positions.expected.value) < 0.5
+@pytest.mark.parametrize("shape", [DEBIASED, PLAIN])
+def test_the_two_optima_stay_tied_however_small_the_noise(tmp_path, shape):
+    found = statuses(covariance.figure_12(PlantedBench(tmp_path, lambda rho: population(rho, shape, noise=1e-4))))
+    assert those(found, "rather than Γ_deb") == {"undecided"}
 
 
 def test_figure_12_of_heads_that_do_not_balance(tmp_path):
