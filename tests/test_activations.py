@@ -291,6 +291,19 @@ def test_linear_attention_has_no_pairs_of_heads_to_speak_of() -> None:
     assert fit.eta.value == pytest.approx(0.86, rel=0.1)
 
 
+def test_what_is_not_defined_gets_no_claims() -> None:
+    """Every head's scores are far below −1 at some prompts: a probe that meets one says so, and others go on."""
+    run = plant(TASK, omega=[0.9, -0.9], mu=[1.0, -1.0], activation="affine").run
+    result = icl_interp.analyze(run, budget=4_000)
+    outcome = result["risk"]
+    assert outcome.status == "not_applicable"
+    assert "attention with 1 + Cx is not defined on" in outcome.reason
+    assert result["circuit_pattern"].status == "done"
+    status = {verdict.claim: verdict.status for verdict in result["activation"].verdicts}
+    assert status["denominators_safe"] == "fails"
+    assert "failed" not in {each.status for each in result}
+
+
 # --- Bad input --------------------------------------------------------------------------------------------------------
 
 

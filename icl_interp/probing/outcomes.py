@@ -11,6 +11,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Literal, TypeVar, cast
 
+from icl_interp.errors import NumericsError
 from icl_interp.probing.blocks import Block
 from icl_interp.probing.context import Context, Need, NotApplicable
 from icl_interp.probing.registry import AnyProbe, Probe, is_probe_file
@@ -84,7 +85,7 @@ def _run(probe: Probe[object], context: Context) -> Outcome:
         blocks = _sequence(probe.blocks(value), Block, "blocks() must return Blocks")
         verdicts = _sequence(probe.judge(value), Verdict, "judge() must return Verdicts")
         return replace(skipped, status="done", value=value, blocks=blocks, verdicts=verdicts)
-    except NotApplicable as reason:
+    except (NotApplicable, NumericsError) as reason:  # nor does a claim apply to predictions that are not defined
         return replace(skipped, status="not_applicable", reason=str(reason))
     except (Exception, SystemExit) as error:
         return replace(skipped, status="failed", **_went_wrong(error))
