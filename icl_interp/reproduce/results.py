@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from icl_interp.config import check_choice
 from icl_interp.errors import CheckpointError, ConfigError
 from icl_interp.probing import Block, Cell, Estimate, Table, Threshold
-from icl_interp.serialization import from_data, to_data
+from icl_interp.serialization import Json, from_data, to_data
 
 Status = Literal["reproduced", "differs", "does_not_hold", "undecided", "not_reached", "shown"]
 _BLOCKS: dict[str, type[Any]] = {kind.__name__: kind for kind in get_args(Block)}
@@ -78,9 +78,9 @@ class Reproduction:
     failure: str = ""
     details: str = ""
 
-    def to_data(self) -> dict[str, Any]:
+    def to_data(self) -> dict[str, Json]:
         """All of it as JSON-ready data; each block says its kind."""
-        data = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        data: dict[str, Json] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         data["claims"] = [to_data(claim, Claim) for claim in self.claims]
         data["blocks"] = [{"kind": type(block).__name__, **to_data(block)} for block in self.blocks]
         return {**data, "seconds": to_data(self.seconds, float)}

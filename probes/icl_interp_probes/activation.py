@@ -269,10 +269,8 @@ def _safe(result: ActivationRate) -> Verdict:
 def _rates(result: ActivationRate) -> Table:
     rows: list[tuple[str, Cell]] = [
         ("C′", result.slope),
-        *(
-            (f"ω, μ of head {h}", f"{w:.4f}, {m:.4f}")
-            for h, (w, m) in enumerate(zip(result.omega, result.mu, strict=True))
-        ),
+        *((f"ω of head {h}", float(value)) for h, value in enumerate(result.omega)),
+        *((f"μ of head {h}", float(value)) for h, value in enumerate(result.mu)),
         ("η = C′ Σ ωμ", result.eta),
         ("η as a function: slope of the predictions", result.eta_function),
         ("what that should be with each prompt's own gain", result.eta_gain),

@@ -94,7 +94,7 @@ def test_without_a_task_what_needs_one_is_skipped(tmp_path, capsys):
     assert main(["analyze", str(tmp_path / "a.npz"), "--budget", "64"]) == 0
     out = capsys.readouterr().out
     assert "not known: L and σ² did not come with the checkpoint" in out
-    assert out.count("skipped: needs the task (pass task=, or --length and --noise-var on the command line)") == 3
+    assert out.count("skipped: needs the task (pass task=, or --length and --noise-var on the command line)") == 9
     assert "kq_identity" in out
 
 

@@ -35,9 +35,10 @@ def random(seed: int) -> Run:
 
 @pytest.mark.parametrize("family", [untrained, random])
 def test_nothing_holds_where_nothing_was_learned(family: object) -> None:
-    for seed in range(20):
+    for seed in range(12):
         result = icl.analyze(family(seed), budget=BUDGET)  # type: ignore[operator]
-        assert {o.status for o in result if o.probe != "dynamics"} == {"done"}
+        elsewhere = ("dynamics", "preconditioner")  # which need a record, and correlated covariates
+        assert {o.status for o in result if o.probe not in elsewhere} == {"done"}
         assert not (result.verdicts.status == "holds").any(), (seed, result.verdicts[["claim", "status", "value"]])
         assert set(result.get(HeadRoles).heads.roles) == {"unstructured"}
 

@@ -28,7 +28,7 @@ def tables(analysis: icl.Analysis, probe: str) -> dict[str, Table]:
 
 def test_every_probe_says_what_it_measured(analysis: icl.Analysis) -> None:
     for outcome in analysis:
-        assert outcome.status == "done"
+        assert outcome.status == ("not_applicable" if outcome.probe == "preconditioner" else "done")  # Σ = I
         assert outcome.about.endswith(".")
         assert 100 < len(outcome.about) < 400
 

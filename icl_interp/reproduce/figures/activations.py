@@ -97,9 +97,13 @@ def figure_9(bench: Bench) -> Made:
         ),
     ]
     names = tuple(f"{title(name)}: {head}" for name in runs for head in head_names(heads[name]))
-    KQ = np.concatenate([run.circuits().masked()[0][0] for run in runs.values()])
-    picture = Heatmap(KQ, names, alt="KQ of both heads under each of eight activations.", title="KQ")
-    return claims, [picture, _table(runs)]
+    KQ, OV = (np.concatenate(parts) for parts in zip(*(_circuits(run) for run in runs.values()), strict=True))
+    said = "of both heads under each of eight activations"
+    pictures = [
+        Heatmap(KQ, names, alt=f"KQ {said}.", title="KQ"),
+        Heatmap(OV, names, alt=f"The row of OV that predictions read, {said}.", title="OV"),
+    ]
+    return claims, [*pictures, _table(runs)]
 
 
 @recipe(
@@ -227,13 +231,22 @@ def table_1(bench: Bench) -> Made:
 # --- What they are made of --------------------------------------------------------------------------------------------
 
 
+def _circuits(run: Run) -> tuple[Float[np.ndarray, "heads d_model d_model"], Float[np.ndarray, "heads 1 d_model"]]:
+    """KQ, and the row of OV that predictions read."""
+    KQ, OV = run.circuits().masked()
+    return KQ[0], OV[0, :, MAIN.dim :]
+
+
 def _table(runs: dict[str, Run]) -> Table:
     rows = []
     for name, run in runs.items():
         course, printed = Course.of(run), PRINTED[name]
         omega = course.measured(lambda omega, mu: float(np.abs(omega).mean()))
         mu = course.measured(lambda omega, mu: float(np.abs(mu).mean()))
-        rows.append((title(name), omega, printed[0], mu, printed[1], _rate(run), printed[2]))
+        ours = (omega, mu, _rate(run))
+        rows.append(
+            (title(name), *(cell for pair in zip(ours, map("{:.4f}".format, printed), strict=True) for cell in pair))
+        )
     return Table(
         ("f", "|ω|", "printed", "|μ|", "printed", "η", "printed"),
         tuple(rows),
