@@ -171,8 +171,10 @@ class Run:
         n_heads: int | None = None,
         attn_scale: float | None = None,
         mask: Mask | None = None,
+        activation: str | None = None,
+        activation_scale: float | None = None,
     ) -> Run:
-        """Open a run's folder, or a checkpoint of another make; the sizes are for files that do not say them.
+        """Open a run's folder, or a checkpoint of another make; the rest is for files that do not say it.
 
         Raises:
             CheckpointError: not a checkpoint, or a damaged one.
@@ -180,7 +182,7 @@ class Run:
         """
         from icl_interp.formats import Given, load_run
 
-        return load_run(path, Given(dim, n_outputs, n_heads, attn_scale, mask))
+        return load_run(path, Given(dim, n_outputs, n_heads, attn_scale, mask, activation, activation_scale))
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the run as a folder, all or nothing; an older run at `path` is only replaced with `overwrite`.

@@ -14,7 +14,16 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import icl_interp
-from icl_interp import CheckpointError, ConfigError, LinearRegression, ModelConfig, TrainConfig, TrainingError, kms
+from icl_interp import (
+    CheckpointError,
+    ConfigError,
+    LinearRegression,
+    ModelConfig,
+    TrainConfig,
+    TrainingError,
+    activations,
+    kms,
+)
 from icl_interp.activations import BUILT_IN, activation, register_activation
 from icl_interp.attention import weighing
 from icl_interp.circuits import Circuits
@@ -259,10 +268,25 @@ def test_a_checkpoint_keeps_its_activation(name: str, scale: float, tmp_path: An
     torch.testing.assert_close(again.circuits().predict(prompt), run.model().predict(prompt), rtol=1e-4, atol=1e-5)
 
 
+def test_a_file_of_another_make_is_told_its_activation(tmp_path: Any) -> None:
+    planted = plant(TASK, roles=("positive", "negative"), gamma=0.2, activation="square", activation_scale=0.5).run
+    circuits = planted.circuits()
+    np.savez(tmp_path / "a.npz", KQ=circuits.KQ[0], OV=circuits.OV[0, :, 5:])
+    run = icl_interp.Run.load(tmp_path / "a.npz", activation="square", activation_scale=0.5)
+    assert (run.model_config.activation, run.model_config.activation_scale) == ("square", 0.5)
+    prompt = prompts().to(dtype=torch.float64)
+    torch.testing.assert_close(run.circuits().predict(prompt), circuits.predict(prompt))
+    with pytest.raises(ConfigError, match=r"activation must be one of 'softmax', .*, got 'cube'"):
+        icl_interp.Run.load(tmp_path / "a.npz", activation="cube")
+    planted.save(tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"activation is 'square' in .*, 'tanh' was given"):
+        icl_interp.Run.load(tmp_path / "run", activation="tanh")
+
+
 def test_a_checkpoint_with_an_activation_of_ones_own(sine: str, tmp_path: Any, monkeypatch: Any) -> None:
     icl_interp.train(TASK, activation=sine, steps=2, out=tmp_path / "run", progress=False)
     assert icl_interp.Run.load(tmp_path / "run").model_config.activation == "sine"
-    monkeypatch.delitem(icl_interp.activations._known, "sine")
+    monkeypatch.delitem(activations._known, "sine")
     with pytest.raises(
         CheckpointError, match=r"got 'sine'; one of your own has to be made known first: icl_interp.reg"
     ):
@@ -275,7 +299,8 @@ def test_roles_and_the_step_under_every_activation(name: str, scale: float) -> N
         TASK, roles=("positive", "negative", "dummy"), gamma=0.1 / scale, activation=name, activation_scale=scale
     )
     result = icl_interp.analyze(planted.run, probes=["head_roles", "kernel_fit"], budget=4_000)
-    assert result["head_roles"].value.heads.roles == planted.roles
+    roles: Any = result["head_roles"].value
+    assert roles.heads.roles == planted.roles
     fit: Any = result["kernel_fit"].value
     assert fit.eta.value == pytest.approx(0.879, rel=0.02)
     status = {verdict.claim: verdict.status for verdict in result["kernel_fit"].verdicts}
@@ -342,7 +367,7 @@ def test_scales(value: Any) -> None:
 def test_functions_that_cannot_be(name: Any, function: Any, derivative: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         register_activation(name, function, derivative)
-    assert name in BUILT_IN or name not in icl_interp.activations._known
+    assert name in BUILT_IN or name not in activations._known
 
 
 def test_a_population_of_one_activation_only() -> None:

@@ -46,7 +46,15 @@ def of_checkpoint(options: argparse.Namespace) -> Given:
         check_positive("--attn-scale", options.attn_scale)
     if sets is not None and len(sets) != outputs:
         raise ConfigError(f"--supports has {len(sets)} sets, one for each response, and --outputs is {outputs}")
-    return Given(options.dim, outputs, options.heads, options.attn_scale, options.mask)
+    return Given(
+        options.dim,
+        outputs,
+        options.heads,
+        options.attn_scale,
+        options.mask,
+        options.activation,
+        options.activation_scale,
+    )
 
 
 def task_for(

@@ -135,7 +135,7 @@ def _add_reproduce(known: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--schedule",
         choices=("quick", "paper"),
         default="quick",
-        help="quick: trainings of 50,000 steps; paper: the paper's 500,000 (default quick)",
+        help="quick: trainings of 100,000 steps; paper: the paper's 500,000 (default quick)",
     )
     reproduce.add_argument(
         "--out",
@@ -164,6 +164,8 @@ def _add_given(analyze: argparse.ArgumentParser) -> None:
     model.add_argument("--supports", metavar="SETS", help='features of each response, as in "0,1,2,3;2,3,4,5"')
     model.add_argument("--attn-scale", type=float, help="divisor of the attention scores")
     model.add_argument("--mask", choices=MASKS, help="whom a position attends to, in a deeper model")
+    model.add_argument("--activation", metavar="NAME", help="how scores become weights (default: softmax)")
+    model.add_argument("--activation-scale", type=float, metavar="C", help="the activation's C (default 1)")
 
 
 def _command(

@@ -14,6 +14,7 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
+from icl_interp.activations import activation
 from icl_interp.config import Mask, check_choice, check_count, check_positive
 from icl_interp.errors import CheckpointError
 
@@ -103,9 +104,10 @@ class Given:
         n_heads: heads in each layer.
         attn_scale: divisor of the scores.
         mask: who may attend to whom.
+        activation, activation_scale: how scores become weights (`ModelConfig`).
 
     Raises:
-        ConfigError: a size below one, a scale that is not positive, an unknown mask.
+        ConfigError: a size below one, a scale that is not positive, an unknown mask or activation.
     """
 
     dim: int | None = None
@@ -113,6 +115,8 @@ class Given:
     n_heads: int | None = None
     attn_scale: float | None = None
     mask: Mask | None = None
+    activation: str | None = None
+    activation_scale: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("dim", "n_outputs", "n_heads"):
@@ -123,6 +127,11 @@ class Given:
             object.__setattr__(self, "attn_scale", float(self.attn_scale))
         if self.mask is not None:
             check_choice("mask", self.mask, get_args(Mask))
+        if self.activation is not None:
+            activation(self.activation)
+        if self.activation_scale is not None:
+            check_positive("activation_scale", self.activation_scale)
+            object.__setattr__(self, "activation_scale", float(self.activation_scale))
 
     def responses(self, width: int) -> tuple[int, tuple[str, ...]]:
         """How many of the residual stream's `width` coordinates are responses, and what was assumed for that.

@@ -16,6 +16,8 @@ from icl_interp.formats.reading import take_apart
 from icl_interp.formats.registry import known_formats
 from icl_interp.records import Run
 
+SAY_ACTIVATION = ("native", "live")  # formats that say how scores become weights; others know softmax
+
 
 def load_run(checkpoint: str | Path | nn.Module | Mapping[str, object], given: Given | None = None) -> Run:
     """A checkpoint of any format that is known, on the CPU; what had to be assumed is in `Run.assumed`.
@@ -34,7 +36,8 @@ def load_run(checkpoint: str | Path | nn.Module | Mapping[str, object], given: G
     where = str(checkpoint) if isinstance(checkpoint, str | Path) else "the checkpoint in memory"
     try:
         contents = take_apart(checkpoint)
-        title, run = _read(contents, given)
+        name, title, run = _read(contents, given)
+        run = run if name in SAY_ACTIVATION else _with_activation(run, given)
     except (NoCheckpointError, UnsaidError) as error:
         raise type(error)(f"{where}: {reason(error)}") from error
     except ConfigError as error:
@@ -47,12 +50,13 @@ def load_run(checkpoint: str | Path | nn.Module | Mapping[str, object], given: G
     return replace(run, format=title, assumed=(*run.assumed, *_said_of(contents)))
 
 
-def _read(contents: Contents, given: Given) -> tuple[str, Run]:
+def _read(contents: Contents, given: Given) -> tuple[str, str, Run]:
+    """The format's name and title, and what it makes of the contents."""
     formats = known_formats()
-    for title, form in formats.values():
+    for name, (title, form) in formats.items():
         if form.recognises(contents):
             try:
-                return title, form.read(contents, given)
+                return name, title, form.read(contents, given)
             except CheckpointError as error:
                 if isinstance(error, NoCheckpointError) or (contents.path is not None and contents.path.is_dir()):
                     raise
@@ -61,6 +65,13 @@ def _read(contents: Contents, given: Given) -> tuple[str, Run]:
     held = shown(sorted({*contents.tensors, *contents.rest}))
     titles = "; ".join(title for title, _ in formats.values())
     raise NoCheckpointError(f"{contents.container} that no format recognises: it holds {held}; what is read: {titles}")
+
+
+def _with_activation(run: Run, given: Given) -> Run:
+    """The run of a format that knows softmax only, with the activation that was given."""
+    said = {name: getattr(given, name) for name in ("activation", "activation_scale")}
+    said = {name: value for name, value in said.items() if value is not None}
+    return replace(run, model_config=replace(run.model_config, **said)) if said else run
 
 
 def _said_of(contents: Contents) -> tuple[str, ...]:
@@ -76,6 +87,8 @@ def _agree(run: Run, given: Given) -> None:
         "n_heads": config.n_heads,
         "attn_scale": config.score_scale,
         "mask": config.mask,
+        "activation": config.activation,
+        "activation_scale": config.activation_scale,
     }
     for name, value in found.items():
         said = getattr(given, name)

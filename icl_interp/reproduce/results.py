@@ -24,8 +24,8 @@ class Claim:
     Args:
         claim: what the paper says, in a sentence.
         status: "reproduced"; "differs", our number is another; "does_not_hold", the paper's own statement is refuted;
-            "undecided", our number is not precise enough to tell; "not_reached", it takes the paper's schedule and this
-            one was shorter; "shown", a number beside the paper's that nothing is concluded from.
+            "undecided", our number is not precise enough to tell; "not_reached", it may take the paper's schedule and
+            this one was shorter; "shown", a number beside the paper's that nothing is concluded from.
         sentence: what was found, for a reader who sees nothing else.
         paper: the paper's number, as it prints it.
         ours: our number with its interval.
@@ -133,10 +133,13 @@ def compare(
 
     Args:
         claim, ours, threshold, sentence, paper: as in `Claim`.
-        reached: whether the schedule is long enough for the claim; else the status is "not_reached".
+        reached: whether the schedule is long enough for the claim; if not, and it does not come out yet, the status is
+            "not_reached".
         otherwise: the status if the interval lies outside.
     """
-    status = _decided(ours, threshold, otherwise) if reached else "not_reached"
+    status = _decided(ours, threshold, otherwise)
+    if not reached and status != "reproduced":
+        status = "not_reached"
     return Claim(claim, status, sentence, paper, ours, threshold)
 
 

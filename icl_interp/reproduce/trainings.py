@@ -59,7 +59,7 @@ class Schedule:
 
 
 SCHEDULES: dict[ScheduleName, Schedule] = {
-    "quick": Schedule("quick", 50_000, 3, 64, 5_000, 20_000),
+    "quick": Schedule("quick", 100_000, 6, 64, 20_000, 40_000),
     "paper": Schedule("paper", PAPER_STEPS, 8, 256, 20_000, 200_000),
 }
 

@@ -125,8 +125,8 @@ class HeadDynamics:
 class DynamicsProbe:
     """Follows the loss, each head's ω (the mean of KQ_11's diagonal) and μ (OV_22), and the circuits over the recorded
     steps of the training, and reads off when the signs of ω and μ came to match, when Σμ came to vanish, and when |ω|
-    and |μ| were largest.  Where heads of both signs attend, it judges what Observation 4 says of the phases of their
-    course, and follows the gradient flow on the approximate loss from the training's own early (ω, μ).
+    and |μ| were largest.  Where heads of both signs attend, their course is held against Observation 4 and set beside
+    the flow on the approximate loss.
     """
 
     def run(self, context: Context) -> HeadDynamics:

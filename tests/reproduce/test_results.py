@@ -58,7 +58,8 @@ def test_what_a_claim_may_become_instead():
     outside = of(2.0, 1.9, 2.1)
     assert compare("c", outside, NEAR_ONE, "s", otherwise="does_not_hold").status == "does_not_hold"
     assert compare("c", outside, NEAR_ONE, "s", reached=False).status == "not_reached"
-    assert compare("c", of(1.0, 0.99, 1.01), NEAR_ONE, "s", reached=False).status == "not_reached"
+    assert compare("c", of(1.0, 0.0, 2.0), NEAR_ONE, "s", reached=False).status == "not_reached"
+    assert compare("c", of(1.0, 0.99, 1.01), NEAR_ONE, "s", reached=False).status == "reproduced"  # already
 
 
 @pytest.mark.parametrize("printed", [0.1267, -3.5])

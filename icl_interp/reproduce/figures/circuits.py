@@ -27,7 +27,7 @@ from icl_interp.reproduce.pictures import (
 from icl_interp.reproduce.readings import Course, first_record, groups_of, heads_of
 from icl_interp.reproduce.recipes import Made, recipe
 from icl_interp.reproduce.results import Claim, compare, within
-from icl_interp.reproduce.trainings import MAIN
+from icl_interp.reproduce.trainings import MAIN, PAPER_STEPS
 from icl_interp.roles import Heads
 
 EARLY = 1_000  # steps
@@ -237,6 +237,7 @@ def _solution(course: Course, heads: Heads, whose: str) -> list[Claim]:
             f"γ = {gamma:.4f}; the sums of μ are {sums[0]:.3f} and {sums[1]:.3f}, where this γ wants "
             f"±{_mu_gamma(gamma):.3f}: a relative distance of {distance.value:.2%}. Roles: {', '.join(heads.roles)}.",
             paper="0: ω = ±γ, sums of μ ±μ_γ",
+            reached=course.steps[-1] >= PAPER_STEPS,
         ),
         compare(
             f"{whose}: ω and μ have the same sign from an early step on",
