@@ -10,7 +10,7 @@ from icl_interp.estimates import (
 )
 from icl_interp.probing.blocks import Bars, Block, Cell, Equation, Frames, Heatmap, Lines, Scatter, Surface, Table, Text
 from icl_interp.probing.context import Context, Need, NotApplicable, UndeclaredNeed
-from icl_interp.probing.drawn import rounded, thinned
+from icl_interp.probing.drawn import levelled, rounded, thinned
 from icl_interp.probing.outcomes import Outcome, broken, run_probe
 from icl_interp.probing.registry import AnyProbe, Probe, discover, load_file, probe
 from icl_interp.probing.verdicts import Status, Threshold, Verdict, judge, not_applicable
@@ -42,6 +42,7 @@ __all__ = [
     "discover",
     "exact",
     "judge",
+    "levelled",
     "load_file",
     "mean_of",
     "not_applicable",

@@ -18,6 +18,14 @@ def rounded(values: ArrayLike, digits: int = DIGITS) -> Float[np.ndarray, "*shap
     return np.vectorize(lambda value: float(f"{value:.{digits}g}"), otypes=[float])(values)
 
 
+def levelled(values: Float[np.ndarray, "*shape"], digits: int = DIGITS) -> Float[np.ndarray, "*shape"]:
+    """`values` to as many decimals as the largest has significant digits, what is seen where they share a scale."""
+    largest = np.abs(values).max(initial=0.0)
+    if not 0 < largest < np.inf:
+        return values + 0.0
+    return values.round(digits - 1 - int(np.floor(np.log10(largest)))) + 0.0  # no −0
+
+
 def thinned(steps: Int[np.ndarray, "steps"], most: int = POINTS) -> Int[np.ndarray, "kept"]:
     """Which of ascending `steps` to show: `most` at most, even in log(1 + step), the first and the last among them."""
     if len(steps) <= most:

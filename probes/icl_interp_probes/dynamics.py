@@ -9,9 +9,9 @@ valley, at an η that hardly changes.  Some runs first sit where all heads have 
 leave late: of them Observation 4 is not true.  Beside the training runs the gradient flow on the approximate loss from
 the training's own early (ω, μ).  Adam keeps no time with it, so paths are compared at equal Σ|μ|, which grows in both.
 
-A result is a part of every report, so it is small: curves are thinned to eighty points at most and circuits to 32
+A result is a part of every report, so it is small: curves are thinned to eighty points at most and circuits to 24
 moments, fewer of a large model, evenly in log(1 + step); and numbers that are only drawn keep so many significant
-digits as can be seen.  All else rests on the full record.  Cost: folding 32 snapshots; two
+digits as can be seen.  All else rests on the full record.  Cost: folding 24 snapshots; two
 flows of a tenth of a second.
 """
 
@@ -39,6 +39,7 @@ from icl_interp.probing import (
     Verdict,
     exact,
     judge,
+    levelled,
     not_applicable,
     probe,
     rounded,
@@ -49,7 +50,7 @@ from icl_interp.tasks import LinearRegression
 from icl_interp_probes.kernel_fit import PAPER, ZERO_SUM
 from icl_interp_probes.shown import UNKNOWN, coordinates, head_names, roles_of
 
-POINTS, FRAMES = 80, 32
+POINTS, FRAMES = 80, 24
 NUMBERS = 4_000  # that a picture may hold, unless two moments take more: a report has room for little more
 
 LIKE_SOFTMAX = ("softmax", "tanh")  # of other activations the paper shows that the course is another (Figure 10)
@@ -157,8 +158,8 @@ class DynamicsProbe:
             mu=rounded(record.mu[shown, 0]),
             **moments,
             snapshot_steps=kept,
-            KQ=rounded(np.array([c.KQ[0, :, :, : c.dim] for c in circuits])),
-            OV=rounded(np.array([c.OV[0, :, c.dim :] for c in circuits])),
+            KQ=levelled(np.array([c.KQ[0, :, :, : c.dim] for c in circuits])),
+            OV=levelled(np.array([c.OV[0, :, c.dim :] for c in circuits])),
             course=course,
             beside=_beside(context, groups) if course else None,
         )

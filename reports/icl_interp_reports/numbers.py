@@ -10,7 +10,7 @@ from icl_interp.probing import Bars, Block, Cell, Estimate, Frames, Heatmap, Lin
 from icl_interp_reports.figures import thinned
 from icl_interp_reports.words import label
 
-ROWS = 40  # a long curve is shown at so many of its points
+ROWS = 24  # a long curve is shown at so many of its points
 COLUMNS = 60
 
 

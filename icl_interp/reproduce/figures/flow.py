@@ -15,8 +15,7 @@ from jaxtyping import Float
 from scipy.special import lambertw
 
 from icl_interp import theory
-from icl_interp.probing import Block, Equation, Estimate, Lines, Table, Text, Threshold, exact, slope_of
-from icl_interp.probing.drawn import rounded
+from icl_interp.probing import Block, Equation, Estimate, Lines, Table, Text, Threshold, exact, rounded, slope_of
 from icl_interp.reproduce.bench import Bench
 from icl_interp.reproduce.flows import Setting, setting
 from icl_interp.reproduce.readings import Course

@@ -12,8 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from icl_interp.manifold import Groups
-from icl_interp.probing import Block, Lines, Table, Text, Threshold, exact, mean_of
-from icl_interp.probing.drawn import rounded, thinned
+from icl_interp.probing import Block, Lines, Table, Text, Threshold, exact, mean_of, rounded, thinned
 from icl_interp.reproduce.bench import Bench
 from icl_interp.reproduce.flows import head_flow
 from icl_interp.reproduce.readings import Course, groups_of, head_names, heads_of

@@ -11,8 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from icl_interp import theory
-from icl_interp.probing import Estimate, Surface, Table, Text, Threshold
-from icl_interp.probing.drawn import rounded
+from icl_interp.probing import Estimate, Surface, Table, Text, Threshold, rounded
 from icl_interp.reproduce.bench import Bench
 from icl_interp.reproduce.flows import setting
 from icl_interp.reproduce.recipes import Made, recipe

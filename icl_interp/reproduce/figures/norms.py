@@ -14,8 +14,7 @@ import torch
 from jaxtyping import Float
 
 from icl_interp import theory
-from icl_interp.probing import Estimate, Lines, Table, Text, Threshold, mean_of
-from icl_interp.probing.drawn import rounded
+from icl_interp.probing import Estimate, Lines, Table, Text, Threshold, mean_of, rounded
 from icl_interp.reproduce.bench import Bench
 from icl_interp.reproduce.recipes import Made, recipe
 from icl_interp.reproduce.results import Claim, compare

@@ -19,8 +19,7 @@ from torch import Tensor
 
 from icl_interp import theory
 from icl_interp.estimators import GradientDescent, KernelRegressor
-from icl_interp.probing import Block, Estimate, Lines, Table, Text, Threshold, exact, mean_of, ratio_of
-from icl_interp.probing.drawn import rounded
+from icl_interp.probing import Block, Estimate, Lines, Table, Text, Threshold, exact, mean_of, ratio_of, rounded
 from icl_interp.reproduce.bench import Bench
 from icl_interp.reproduce.flows import Setting, setting
 from icl_interp.reproduce.recipes import Made, recipe
