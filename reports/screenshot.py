@@ -34,7 +34,7 @@ def main() -> None:
             )
             page = context.new_page()
             page.goto(options.report.resolve().as_uri())
-            page.wait_for_function("document.documentElement.dataset.ready === 'yes'")
+            page.wait_for_selector("html[data-ready=yes]", state="attached")
             _take(page, options.folder, scheme)
         browser.close()
 

@@ -108,7 +108,7 @@ def opened(browser, file, **settings):
         page.on("request", lambda request: said.append(request.url))
         page.goto(file.as_uri())
         if scripts:
-            page.wait_for_function("document.documentElement.dataset.ready === 'yes'")
+            page.wait_for_selector("html[data-ready=yes]", state="attached")
         yield page
     finally:
         context.close()
@@ -164,7 +164,7 @@ def test_without_decompression_the_page_says_so_and_keeps_its_numbers(browser, f
     context.add_init_script("delete window.DecompressionStream")
     page = context.new_page()
     page.goto((files / "trained.html").as_uri())
-    page.wait_for_function("document.documentElement.dataset.ready === 'yes'")
+    page.wait_for_selector("html[data-ready=yes]", state="attached")
     assert page.locator("#no-figures").is_visible()
     assert page.locator(".still svg").first.is_visible()
     assert page.locator("#probe-risk .numbers").first.is_visible()

@@ -143,36 +143,48 @@
     if (numbers) numbers.open = shown;
   }
 
-  async function draw(place) {
-    if (place.dataset.drawn) return; // by a printer, before the reader came to it
-    place.hidden = false;
+  const lost = () => (document.getElementById("no-figures").hidden = false);
+  const drawing = new Map(); // a reader, a printer and the idle hours may all ask for the same figure
+
+  function draw(place) {
+    if (!drawing.has(place)) drawing.set(place, drawNow(place).catch(() => (lost(), beneath(place, true))));
+    return drawing.get(place);
+  }
+
+  async function drawNow(place) {
     const figure = figures[place.id];
     await Plotly.newPlot(place, figure.data, layoutOf(figure, place.clientWidth), { displayModeBar: false });
-    beneath(place, false);
     place.style.height = "";
     place.dataset.width = place.clientWidth;
     place.dataset.drawn = "yes";
     all(".slider input", place.parentElement).forEach(slide);
   }
 
-  // Of a page with dozens of figures, each has its room from the start, and is drawn when the reader is within a screen
-  // of it.
-  function drawLate(places) {
+  // Each figure has its room from the start, and is drawn when the reader is within a screen of it.
+  async function drawNear(places) {
     const near = new IntersectionObserver((entries) => {
       for (const { target } of entries.filter((entry) => entry.isIntersecting)) {
         near.unobserve(target);
-        draw(target).catch(() => (lost(), beneath(target, true)));
+        draw(target);
       }
     }, { rootMargin: "100% 0%" });
     for (const place of places) {
       place.hidden = false;
       beneath(place, false);
       place.style.height = `${layoutOf(figures[place.id], place.clientWidth).height}px`;
-      near.observe(place);
     }
+    await Promise.all(places.filter((place) => place.getBoundingClientRect().top < innerHeight).map(draw));
+    places.forEach((place) => near.observe(place));
   }
 
-  const lost = () => (document.getElementById("no-figures").hidden = false);
+  // The others follow while the page is idle, so that it answers all the while.
+  async function drawRest(places) {
+    const idle = window.requestIdleCallback || setTimeout;
+    for (const place of places) {
+      if (!drawing.has(place)) await new Promise((resolve) => idle(resolve));
+      await draw(place);
+    }
+  }
 
   function redraw(places, { recoloured = false, width = 0 } = {}) {
     for (const place of places) {
@@ -279,14 +291,15 @@
     if (places.length) {
       try {
         await loadPlotly();
-        if (root.dataset.draw === "late") drawLate(places);
-        else for (const place of places) await draw(place);
+        await drawNear(places);
+        root.dataset.usable = "yes";
         new ResizeObserver(() => redraw(places)).observe(document.querySelector("main"));
         addEventListener("beforeprint", () => {
           places.filter((place) => !place.dataset.drawn).forEach(draw);
           redraw(places, { width: PAPER });
         });
         addEventListener("afterprint", () => redraw(places));
+        if (root.dataset.draw !== "late") await drawRest(places); // a gallery has too many
       } catch (error) {
         lost();
       }
