@@ -1,7 +1,7 @@
 """How long a report takes to open and draw in headless Chromium, beside a bare plotly page with one figure.
 
-A report is open when it can be used: all that is in sight is drawn, and the page answers.  Figures further down are drawn
-while it is idle, until all are.
+A report is open when it can be used: all that is in sight is drawn, and the page answers.  Figures further down are
+drawn while it is idle, until all are.
 
     python benchmarks/report_opening.py runs/demo/report.html
 

@@ -1,6 +1,6 @@
 """Pictures of a report's first screen and of its cards, light and dark, taken in headless Chromium.
 
-    icl-interp demo && python reports/screenshot.py runs/demo/report.html pictures --height 900
+    icl-interp demo && python reports/screenshot.py runs/demo/report.html pictures --height 1180
 
 made those of the first screen in `reports/pictures`.  Needs the `test` extra and an installed Chromium.
 """
