@@ -8,7 +8,7 @@ import torch
 from icl_interp.config import ModelConfig
 from icl_interp.model import ICLTransformer
 from icl_interp.records import TrainConfig
-from icl_interp.tasks import LinearRegression, Prompt
+from icl_interp.tasks import LinearRegression, MultiTaskRegression, Prompt
 from icl_interp.training import gaussian
 from icl_interp.training.seeds import data_seed
 from icl_interp.weights import WEIGHT_NAMES, Weights
@@ -100,21 +100,26 @@ def normals(words: np.ndarray) -> np.ndarray:
 def compiled_prompts(config: TrainConfig, step: int) -> Prompt:
     """A step's prompts as compiled code draws them, in float64: the query first, then tile after tile."""
     task = config.task
-    assert isinstance(task, LinearRegression)
-    d, L, B = task.dim, task.length, config.batch_size
-    tile = gaussian.tile(L, d + 1)
+    assert isinstance(task, LinearRegression | MultiTaskRegression)
+    d, N, L, B = task.dim, task.n_outputs, task.length, config.batch_size
+    tile = gaussian.tile(L, d + N)
     seed = data_seed(config.prompt_seed)
     counter = np.zeros((B, 4), np.uint32)
     counter[:, 0], counter[:, 2] = np.arange(B), step
     state = philox(counter, np.array([seed & 0xFFFFFFFF, seed >> 32], np.uint32))
-    sizes = [2 * d + 1] + [(min(tile, L - start)) * (d + 1) for start in range(0, L, tile)]
+    sizes = [N * d + d + N] + [(min(tile, L - start)) * (d + N) for start in range(0, L, tile)]
     drawn = normals(xoshiro(state, sum(size + size % 2 for size in sizes)))
     edges = np.cumsum([0, *(size + size % 2 for size in sizes)])
     query, *tiles = (drawn[:, edge : edge + size] for edge, size in zip(edges, sizes, strict=False))
-    z = np.concatenate([part.reshape(B, -1, d + 1) for part in tiles], 1)
-    root, sigma = np.linalg.cholesky(task.sigma), task.noise_var**0.5
-    beta = query[:, :d, None] * (task.signal_var / d) ** 0.5
-    x, x_q = z[:, :, :d] @ root.T + task.mean_vector, query[:, d : 2 * d] @ root.T + task.mean_vector
+    z = np.concatenate([part.reshape(B, -1, d + N) for part in tiles], 1)
+    beta, x_q, noise_q = query[:, : N * d].reshape(B, N, d).swapaxes(1, 2), query[:, N * d : -N], query[:, -N:]
+    x, sigma = z[:, :, :d], task.noise_var**0.5
+    if isinstance(task, LinearRegression):
+        beta, root = beta * (task.signal_var / d) ** 0.5, np.linalg.cholesky(task.sigma)
+        x, x_q = x @ root.T + task.mean_vector, x_q @ root.T + task.mean_vector
+    else:
+        inside = np.array([[i in support for support in task.supports] for i in range(d)])
+        beta = (beta[:, :, :1] if task.shared_signal else beta) * inside * (task.signal_var / inside.sum(0)) ** 0.5
     y = x @ beta + sigma * z[:, :, d:]
-    y_q = (x_q[:, None] @ beta)[:, 0] + (sigma if task.query_noise else 0) * query[:, 2 * d :]
+    y_q = (x_q[:, None] @ beta)[:, 0] + (sigma if task.query_noise else 0) * noise_q
     return Prompt(*(torch.from_numpy(np.ascontiguousarray(part)) for part in (x, y, x_q, y_q)))

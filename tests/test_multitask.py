@@ -289,7 +289,7 @@ def test_flags_are_flags(name, value):
 def test_it_trains_saves_and_is_analyzed(tmp_path):
     task = icl.MultiTaskRegression(4, [(0, 1, 2), (2, 3)], length=8, noise_var=0.1)
     run = icl.train(task, n_heads=3, steps=20, n_records=5, out=tmp_path / "run", progress=False)
-    assert run.versions["engine"] == "torch"
+    assert run.versions["engine"] == "numba"
     again = icl.Run.load(tmp_path / "run")
     assert again.task == again.training.task == task
     result = icl.analyze(again, budget=100)

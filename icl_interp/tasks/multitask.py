@@ -75,13 +75,18 @@ class MultiTaskRegression:
     def _on_devices(self) -> dict[torch.device, Tensor]:
         return {}
 
+    @property
+    def signal_scales(self) -> Float[np.ndarray, "dim outputs"]:
+        """Standard deviations of the β_n, zero off the supports (float32)."""
+        scales = np.zeros((self.dim, self.n_outputs), dtype=np.float32)
+        for n, support in enumerate(self.supports):
+            scales[list(support), n] = (self.signal_var / len(support)) ** 0.5
+        return scales
+
     def _scales(self, device: torch.device) -> Float[Tensor, "dim outputs"]:
-        """Standard deviations of the β_n, zero off the supports; copied to a device once, as a CUDA graph requires."""
+        """`signal_scales`, copied to a device once, as a CUDA graph requires."""
         if device not in self._on_devices:
-            scales = np.zeros((self.dim, self.n_outputs), dtype=np.float32)
-            for n, support in enumerate(self.supports):
-                scales[list(support), n] = (self.signal_var / len(support)) ** 0.5
-            self._on_devices[device] = torch.from_numpy(scales).to(device)
+            self._on_devices[device] = torch.from_numpy(self.signal_scales).to(device)
         return self._on_devices[device]
 
     def sample(

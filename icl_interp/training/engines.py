@@ -84,7 +84,7 @@ def _obstacle(config: TrainConfig, device: str | torch.device) -> str | None:
     if not activation(config.model.activation).built_in:
         return f"it has no code for an activation of one's own, and activation is {config.model.activation!r}"
     if not is_gaussian(config):
-        return f"it draws the prompts of LinearRegression itself, and the task is {config.task!r}"
+        return f"it draws the prompts of linear regressions itself, and the task is {config.task!r}"
     if device != "auto" and named_device(device).type != "cpu":
         return f"it runs on the CPU, and device is {str(device)!r}"
     return None

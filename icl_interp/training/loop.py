@@ -59,8 +59,8 @@ def train(
         task: where prompts come from.
         n_heads, n_layers, d_head, mask, attn_scale, activation, activation_scale: see `ModelConfig`.
         steps, batch_size, lr, optimizer, weight_decay, betas, momentum, seed, n_records, data_seed: see `TrainConfig`.
-        engine: "numba" for one layer and `LinearRegression` on the CPU; "torch" for everything; "auto" takes the
-            fastest that can.
+        engine: "numba" for one layer and linear regressions, of one response or several, on the CPU; "torch" for
+            everything; "auto" takes the fastest that can.
         device: "auto" takes a GPU where there is one and a step is large enough to gain from it.
         out: folder to save the run in.
         overwrite: whether a run that is already there may be replaced, or a training that was cut short forgotten.

@@ -223,7 +223,16 @@ def _given(prompt: Prompt, sizes: Sizes) -> Source:
     in_rows = [np.moveaxis(array.reshape(blocks, LANES, -1), 1, -1).reshape(blocks, -1) for array in (z, query)]
     d, zero = sizes.dim, np.float32(0)
     return Source(
-        np.zeros(2, np.uint32), _zeros(d, d), _zeros(d), _zeros(1, d), zero, zero, True, True, *map(aligned, in_rows)
+        np.zeros(2, np.uint32),
+        _zeros(d, d),
+        _zeros(d),
+        _zeros(1, d),
+        False,
+        zero,
+        zero,
+        True,
+        True,
+        *map(aligned, in_rows),
     )
 
 

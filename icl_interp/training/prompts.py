@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from icl_interp.records import TrainConfig
-from icl_interp.tasks import LinearRegression, Prompt
+from icl_interp.tasks import LinearRegression, MultiTaskRegression, Prompt
 from icl_interp.training.seeds import data_seed
 
 
@@ -46,7 +46,7 @@ class Stream(Batches, Protocol):
 
 def is_gaussian(config: TrainConfig) -> bool:
     """Whether the compiled code can draw the config's prompts."""
-    return type(config.task) is LinearRegression
+    return type(config.task) in (LinearRegression, MultiTaskRegression)
 
 
 def stream(config: TrainConfig, device: torch.device) -> Stream:

@@ -155,7 +155,7 @@ def test_several_outputs_share_covariates_and_have_signals_of_their_own() -> Non
     signal = np.array([[1.0, 0.5, 0.0], [0.0, 0.0, 2.0]], np.float32)
     f4 = np.float32
     source = prompts.Source(
-        np.array([5, 6], np.uint32), np.eye(dim, dtype=f4), np.zeros(dim, f4), signal, f4(0), f4(0), True, False,
+        np.array([5, 6], np.uint32), np.eye(dim, dtype=f4), np.zeros(dim, f4), signal, False, f4(0), f4(0), True, False,
         np.zeros((0, 0), f4), np.zeros((0, 0), f4),
     )  # fmt: skip
     model = dim + outputs

@@ -44,7 +44,7 @@ def test_auto_takes_the_fast_engine_where_it_can() -> None:
     ("config", "message"),
     [
         (DEEP, "it trains models of one layer, and n_layers is 2; use 'torch' or 'auto'"),
-        (OWN, r"it draws the prompts of LinearRegression itself, and the task is Noisier\("),
+        (OWN, r"it draws the prompts of linear regressions itself, and the task is Noisier\("),
     ],
 )
 def test_what_numba_cannot_do_is_said(config: TrainConfig, message: str) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from icl_interp.config import ModelConfig
 from icl_interp.records import TrainConfig
-from icl_interp.tasks import LinearRegression, kms
+from icl_interp.tasks import LinearRegression, MultiTaskRegression, kms
 from icl_interp.training import numba_engine
 from icl_interp.training.numba_engine import NumbaEngine
 from icl_interp.training.seeds import init_seed
@@ -121,6 +121,9 @@ TASKS = [
     TASK,
     LinearRegression(3, 13, covariance=kms(0.5), mean=1.0, signal_var=2.0),
     LinearRegression(3, 40, covariance=[[2, 0.5, 0], [0.5, 1, 0.3], [0, 0.3, 0.5]], mean=(1, 0, -1), query_noise=False),
+    MultiTaskRegression(3, [(0, 1), (1, 2)], 15),
+    MultiTaskRegression(3, [(0, 1, 2), (1,), (0, 2)], 9, noise_var=0.3, signal_var=2.0, query_noise=False),
+    MultiTaskRegression(3, [(0, 1), (1, 2)], 15, shared_signal=True),
 ]
 OPTIMIZERS = [
     ("adam", {"lr": 1e-2}),
@@ -147,9 +150,9 @@ def trained_by_torch(config: TrainConfig, steps: int) -> Weights:
     return {name: parameter.detach() for name, parameter in parameters.items()}
 
 
-@pytest.mark.parametrize("task", TASKS, ids=["plain", "coloured", "general"])
-def test_three_hundred_adam_steps(task: LinearRegression) -> None:
-    c = config(task=task)
+@pytest.mark.parametrize("task", TASKS, ids=["plain", "coloured", "general", "two", "three", "shared"])
+def test_three_hundred_adam_steps(task: LinearRegression | MultiTaskRegression) -> None:
+    c = config(task=task, model=ModelConfig(3, task.n_outputs, n_heads=2))
     trained = engine(c)
     trained.advance(300)
     assert oracles.distance(trained.weights()[0], trained_by_torch(c, 300)) < 1e-5

@@ -20,6 +20,7 @@ class Source(NamedTuple):
     root: np.ndarray  # (dim, dim) Cholesky factor of Σ
     mean: np.ndarray  # (dim,)
     signal: np.ndarray  # (outputs, dim): standard deviations of β
+    shared: bool  # the normals of β are the same for all outputs
     noise: np.float32  # standard deviation
     query_noise: np.float32  # of the query's response
     plain: bool  # Σ = I and mean = 0
@@ -32,9 +33,13 @@ class Source(NamedTuple):
 def draw_query(state, query, source, dim, outputs):
     """Rows of β (outputs × dim), then the query (dim), then its response (outputs); one more row may be used up."""
     normals(state, query, (outputs * dim + dim + outputs + 1) // 2)
-    for n in range(outputs):
+    for n in range(outputs - 1, -1, -1):  # the first last: others may need its normals
         for k in range(dim):
-            scale(query[(n * dim + k) * LANES :], source.signal[n, k], f4(0))
+            row = query[(n * dim + k) * LANES :]
+            if source.shared:
+                for i in range(LANES):
+                    row[i] = query[k * LANES + i]
+            scale(row, source.signal[n, k], f4(0))
     _complete(query[outputs * dim * LANES :], query, source.query_noise, source, 1, dim, outputs)
 
 
