@@ -39,7 +39,7 @@ Series = Float[np.ndarray, " times"]
 
 @dataclass(frozen=True, eq=False)
 class Flow:
-    """A path of (ω, μ), at the times that the solver chose."""
+    """A path of (ω, μ), at the times that were asked for or, without any, that the solver chose."""
 
     times: Series
     omega: Path
@@ -49,7 +49,8 @@ class Flow:
 def approximate_loss_flow(
     omega: Heads,
     mu: Heads,
-    until: float,
+    until: float = np.inf,
+    times: Series | None = None,
     *,
     dim: int,
     length: int,
@@ -59,11 +60,13 @@ def approximate_loss_flow(
 ) -> Flow:
     """dω/dt = −∂(L̃/2)/∂ω and dμ/dt = −∂(L̃/2)/∂μ from (ω, μ) at time 0, until Σ|μ| has grown to `until`.
 
-    A path that never comes so far, such as one that ends with all heads of one sign, is followed to `LONGEST`.
+    A path that never comes so far, such as one that ends with all heads of one sign, is followed to the last of the
+    times, or else to `LONGEST`.
 
     Args:
         omega, mu: where to start.
         until: Σ|μ| to stop at.
+        times: where to report it, ascending.
         dim, length, noise_var, signal_var: of the task, as in `theory`.
         covariate_var: v of covariates N(0, v·I), which are unit ones with v·ω in place of ω and v times the signal.
 
@@ -74,9 +77,10 @@ def approximate_loss_flow(
     heads = len(omega)
     if np.shape(omega) != (heads,) or np.shape(mu) != (heads,) or not np.isfinite([omega, mu]).all():
         raise ValueError(f"omega and mu must be finite, one number for each head; got {omega} and {mu}")
-    for name, value in (("until", until), ("covariate_var", covariate_var)):
-        if not 0 < value < np.inf:
-            raise ValueError(f"{name} must be finite and above 0; got {value!r}")
+    if not until > 0:
+        raise ValueError(f"until must be above 0; got {until!r}")
+    if not 0 < covariate_var < np.inf:
+        raise ValueError(f"covariate_var must be finite and above 0; got {covariate_var!r}")
     gradients = partial(
         theory.approximate_loss_gradients,
         dim=dim,
@@ -96,9 +100,8 @@ def approximate_loss_flow(
     short_of_the_end.direction = -1  # pyright: ignore[reportFunctionMemberAccess]
     start = np.concatenate([omega, mu]).astype(np.float64)
     # LSODA, because the late flow is stiff: a slow drift along the valley, a fast fall into it.
-    solution = integrate.solve_ivp(
-        velocity, (0, LONGEST), start, "LSODA", events=short_of_the_end, rtol=1e-7, atol=1e-10
-    )
+    last, events = LONGEST if times is None else times[-1], short_of_the_end if until < np.inf else None
+    solution = integrate.solve_ivp(velocity, (0, last), start, "LSODA", times, events=events, rtol=1e-7, atol=1e-10)
     return Flow(solution.t, solution.y[:heads].T, solution.y[heads:].T)
 
 

@@ -26,6 +26,23 @@ def test_it_stops_where_mu_is_as_large_as_asked(until: float) -> None:
     assert 0 < path.times[-1] < flow.LONGEST
 
 
+def test_it_is_reported_where_it_is_asked_for() -> None:
+    times, start = np.array([1.0, 7.7, 100.0]), np.array([0.01, -0.01])
+    path = flow.approximate_loss_flow(start, start, times=times, **MAIN)
+    omega, mu = theory.two_head_flow(times, start=0.01, **MAIN)
+    np.testing.assert_array_equal(path.times, times)
+    np.testing.assert_allclose(path.omega, np.stack([omega, -omega], 1), rtol=1e-4)
+    np.testing.assert_allclose(path.mu, np.stack([mu, -mu], 1), rtol=1e-4)
+
+
+def test_it_goes_down_half_the_loss() -> None:
+    omega, mu, times = np.array([0.3, -0.1, 0.2]), np.array([0.2, 0.4, -0.1]), np.array([1e-3, 2e-3])
+    path = flow.approximate_loss_flow(omega, mu, times=times, **MAIN)
+    losses = [theory.approximate_loss(w, m, **MAIN) for w, m in zip(path.omega, path.mu, strict=True)]
+    gradients = theory.approximate_loss_gradients(path.omega[0], path.mu[0], **MAIN)
+    assert np.diff(losses)[0] / 1e-3 == pytest.approx(-sum(float(g @ g) for g in gradients) / 2, rel=0.02)
+
+
 def test_the_approximate_loss_only_falls() -> None:
     rng = np.random.default_rng(0)
     path = flow.approximate_loss_flow(0.1 * rng.standard_normal(4), 0.1 * rng.standard_normal(4), 5.0, **MAIN)
@@ -74,8 +91,8 @@ def test_covariates_of_another_variance_go_down_the_same_loss() -> None:
     [
         ({"omega": np.array([0.1, 0.2, 0.3])}, "one number for each head"),
         ({"mu": np.array([0.1, np.nan])}, "must be finite"),
-        ({"until": 0.0}, "until must be finite and above 0; got 0.0"),
-        ({"until": np.inf}, "until must be finite"),
+        ({"until": 0.0}, "until must be above 0; got 0.0"),
+        ({"until": np.nan}, "until must be above 0; got nan"),
         ({"covariate_var": -1.0}, "covariate_var must be finite and above 0; got -1.0"),
         ({"dim": 0}, "dim must be an integer of at least 1"),
     ],

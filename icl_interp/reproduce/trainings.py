@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict
 
 from icl_interp.config import ModelConfig
 from icl_interp.records import TrainConfig
@@ -87,6 +87,19 @@ def trainings(schedule: Schedule) -> dict[str, tuple[TrainConfig, ...]]:
             for seed in range(schedule.basin_seeds)
         ),
     }
+
+
+class Setting(TypedDict):
+    """A task as the closed forms take it."""
+
+    dim: int
+    length: int
+    noise_var: float
+
+
+def setting(task: LinearRegression) -> Setting:
+    """`task` as the closed forms take it; for isotropic covariates and E‖β‖² = 1."""
+    return Setting(dim=task.dim, length=task.length, noise_var=task.noise_var)
 
 
 def described(configs: Sequence[TrainConfig]) -> str:

@@ -13,11 +13,10 @@ from icl_interp.estimators import bayes, gradient_descent
 from icl_interp.probing import Equation, Estimate, Surface, Table, Text
 from icl_interp.reproduce import Bench, Schedule
 from icl_interp.reproduce.figures import flow, grouping, loss, norms, theorem
-from icl_interp.reproduce.flows import head_flow, setting
 from icl_interp.reproduce.readings import Course
 from icl_interp.reproduce.recipes import recipes
 from icl_interp.reproduce.results import Reproduction
-from icl_interp.reproduce.trainings import MAIN
+from icl_interp.reproduce.trainings import MAIN, setting
 from icl_interp.surfaces import pattern_moments
 from icl_interp.tasks import LinearRegression
 from icl_interp.training import train
@@ -79,22 +78,6 @@ def test_a_figure_is_the_same_each_time(bench, made):
 
 
 # --- Flows ------------------------------------------------------------------------------------------------------------
-
-
-def test_the_flow_of_two_opposite_heads_is_that_of_the_ode():
-    times = np.array([1.0, 7.7, 100.0])
-    omega, mu = head_flow(np.array([0.01, -0.01]), np.array([0.01, -0.01]), times, **GIVEN)
-    expected = theory.two_head_flow(times, start=0.01, **GIVEN)
-    for ours, wanted in zip((omega, mu), expected, strict=True):
-        assert ours[:, 0] == pytest.approx(wanted, rel=1e-4)
-        assert ours[:, 1] == pytest.approx(-wanted, rel=1e-4)
-
-
-def test_the_flow_goes_down_half_the_loss():
-    omega, mu = head_flow(np.array([0.3, -0.1, 0.2]), np.array([0.2, 0.4, -0.1]), np.array([1e-3, 2e-3]), **GIVEN)
-    rate = np.diff([theory.approximate_loss(w, m, **GIVEN) for w, m in zip(omega, mu, strict=True)]) / 1e-3
-    gradients = theory.approximate_loss_gradients(omega[0], mu[0], **GIVEN)
-    assert rate[0] == pytest.approx(-sum(float(g @ g) for g in gradients) / 2, rel=0.02)
 
 
 def test_the_plateau_is_that_of_the_formula_not_of_another(made, ode):

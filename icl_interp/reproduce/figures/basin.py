@@ -15,14 +15,14 @@ from scipy import stats
 
 from icl_interp import theory
 from icl_interp.estimators import best_kernel
+from icl_interp.flow import approximate_loss_flow
 from icl_interp.probing import Block, Estimate, Lines, Table, Text, Threshold, mean_of, rounded, thinned
 from icl_interp.records import Runs
 from icl_interp.reproduce.bench import Bench
-from icl_interp.reproduce.flows import head_flow, setting
 from icl_interp.reproduce.readings import Course
 from icl_interp.reproduce.recipes import Made, recipe
 from icl_interp.reproduce.results import Claim, compare
-from icl_interp.reproduce.trainings import MAIN, SCHEDULES
+from icl_interp.reproduce.trainings import MAIN, SCHEDULES, setting
 from icl_interp.surfaces import pattern_moments
 
 LEVEL = 0.95
@@ -143,7 +143,7 @@ def flow_share() -> Estimate:
     hits = []
     for seed in range(STARTS):
         omega, mu = np.random.default_rng(seed).normal(0, SPREAD, (2, 2))
-        ends, _ = head_flow(omega, mu, np.array([END]), **setting(MAIN))
+        ends = approximate_loss_flow(omega, mu, times=np.array([END]), **setting(MAIN)).omega
         hits.append(bool(ends[-1].prod() > 0))
     return share_of(np.array(hits), np.arange(STARTS))
 

@@ -17,11 +17,10 @@ from scipy.special import lambertw
 from icl_interp import theory
 from icl_interp.probing import Block, Equation, Estimate, Lines, Table, Text, Threshold, exact, rounded, slope_of
 from icl_interp.reproduce.bench import Bench
-from icl_interp.reproduce.flows import Setting, setting
 from icl_interp.reproduce.readings import Course
 from icl_interp.reproduce.recipes import Made, recipe
 from icl_interp.reproduce.results import Claim, compare, within
-from icl_interp.reproduce.trainings import MAIN
+from icl_interp.reproduce.trainings import MAIN, Setting, setting
 
 START, RATE = 1e-3, 0.01  # ω = μ at time 0, and the learning rate, as published
 PHASES = (5.5, 7.5)  # where Figure 22 draws the ends of its first two phases

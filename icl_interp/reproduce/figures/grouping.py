@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
+from icl_interp.flow import approximate_loss_flow
 from icl_interp.manifold import Groups
 from icl_interp.probing import Block, Lines, Table, Text, Threshold, exact, mean_of, rounded, thinned
 from icl_interp.reproduce.bench import Bench
-from icl_interp.reproduce.flows import head_flow
 from icl_interp.reproduce.readings import Course, groups_of, head_names, heads_of
 from icl_interp.reproduce.recipes import Made, recipe
 from icl_interp.reproduce.results import Claim, compare
@@ -71,7 +71,8 @@ def figure_21(bench: Bench) -> Made:
 def random_flow(seed: int, times: Float[np.ndarray, "times"]) -> tuple[np.ndarray, np.ndarray]:
     """(ω, μ) of `HEADS` heads on L̃, each (times, heads), from a random start."""
     omega, mu = np.random.default_rng(seed).normal(0, SPREAD, (2, HEADS))
-    return head_flow(omega, mu, times, dim=MAIN.dim, length=MAIN.length, noise_var=NOISE)
+    path = approximate_loss_flow(omega, mu, times=times, dim=MAIN.dim, length=MAIN.length, noise_var=NOISE)
+    return path.omega, path.mu
 
 
 class End:

@@ -13,10 +13,9 @@ from jaxtyping import Float
 from icl_interp import theory
 from icl_interp.probing import Estimate, Surface, Table, Text, Threshold, rounded
 from icl_interp.reproduce.bench import Bench
-from icl_interp.reproduce.flows import setting
 from icl_interp.reproduce.recipes import Made, recipe
 from icl_interp.reproduce.results import Claim, compare
-from icl_interp.reproduce.trainings import MAIN
+from icl_interp.reproduce.trainings import MAIN, setting
 from icl_interp.surfaces import Moments, pattern_moments
 
 OMEGA, MU = np.linspace(0, 0.2, 20), np.linspace(0, 6, 20)  # the published grid

@@ -21,10 +21,9 @@ from icl_interp import theory
 from icl_interp.estimators import GradientDescent, KernelRegressor
 from icl_interp.probing import Block, Estimate, Lines, Table, Text, Threshold, exact, mean_of, ratio_of, rounded
 from icl_interp.reproduce.bench import Bench
-from icl_interp.reproduce.flows import Setting, setting
 from icl_interp.reproduce.recipes import Made, recipe
 from icl_interp.reproduce.results import Claim, compare
-from icl_interp.reproduce.trainings import MAIN
+from icl_interp.reproduce.trainings import MAIN, Setting, setting
 from icl_interp.tasks import LinearRegression, Prompt
 
 GAMMAS = np.geomspace(0.02, 0.2, 8)
