@@ -52,7 +52,7 @@ def test_the_scale_is_positive_and_finite(value):
 def test_masks_and_activations_are_named(value):
     with pytest.raises(ConfigError, match="mask must be one of 'demonstrations', 'strict_causal', got "):
         ModelConfig(5, mask=value)
-    with pytest.raises(ConfigError, match=r"activation must be one of 'softmax', .*'linear', got "):
+    with pytest.raises(ConfigError, match=r"activation must be one of 'softmax', 'affine', .* got "):
         ModelConfig(5, activation=value)
 
 

@@ -34,8 +34,9 @@ def random(seed: int) -> Run:
 
 
 @pytest.mark.parametrize("family", [untrained, random])
-def test_nothing_holds_where_nothing_was_learned(family: object) -> None:
-    for seed in range(8):
+@pytest.mark.parametrize("count", [5, pytest.param(20, marks=pytest.mark.slow)])
+def test_nothing_holds_where_nothing_was_learned(family: object, count: int) -> None:
+    for seed in range(count):
         result = icl.analyze(family(seed), budget=BUDGET)  # type: ignore[operator]
         elsewhere = ("dynamics", "preconditioner")  # which need a record, and correlated covariates
         assert {o.status for o in result if o.probe not in elsewhere} == {"done"}
@@ -43,9 +44,10 @@ def test_nothing_holds_where_nothing_was_learned(family: object) -> None:
         assert set(result.get(HeadRoles).heads.roles) == {"unstructured"}
 
 
-def test_a_hundred_planted_models_give_back_their_roles_omega_and_mu() -> None:
+@pytest.mark.parametrize("count", [25, pytest.param(100, marks=pytest.mark.slow)])
+def test_planted_models_give_back_their_roles_omega_and_mu(count: int) -> None:
     rng = np.random.default_rng(0)
-    for seed in range(100):
+    for seed in range(count):
         counts = rng.integers(1, 4), rng.integers(1, 4), rng.integers(0, 3), rng.choice([0, 2, 3])
         names: tuple[Role, ...] = ("positive", "negative", "dummy", "mean")
         roles = [role for role, count in zip(names, counts, strict=True) for _ in range(count)]

@@ -21,7 +21,7 @@ from icl_interp.tasks import LinearRegression, Prompt, kms
 from icl_interp.testing import check_probe, plant
 from icl_interp.training.recording import record_steps
 from icl_interp.weights import initial_weights, weight_shapes
-from icl_interp_probes.dynamics import DynamicsProbe, HeadDynamics
+from icl_interp_probes.dynamics import FRAMES, DynamicsProbe, HeadDynamics
 
 TASK = LinearRegression(dim=5, length=40, noise_var=0.1)
 STEPS = np.array([0, 1, 2, 5, 10, 100, 200, 300, 400, 500])
@@ -440,13 +440,13 @@ def untrained(dim: int, n_heads: int, steps: Sequence[int]) -> Run:
 def test_what_is_shown_is_a_spread_of_the_record_with_both_ends(steps: set[int], dim: int, n_heads: int) -> None:
     whole = sorted(steps)
     result = found(untrained(dim, n_heads, whole))
-    for chosen, most in ((result.steps, 80), (result.snapshot_steps, 32)):
+    for chosen, most in ((result.steps, 80), (result.snapshot_steps, FRAMES)):
         assert len(chosen) <= most
         assert set(chosen) <= steps
         assert (chosen[0], chosen[-1]) == (whole[0], whole[-1])
         assert (np.diff(chosen) > 0).all()
     assert len(result.snapshot_steps) == 2 or result.KQ.size <= 4_000
-    if len(steps) <= 32 and n_heads * (dim + 1) ** 2 * len(steps) <= 4_000:
+    if len(steps) <= FRAMES and n_heads * (dim + 1) ** 2 * len(steps) <= 4_000:
         assert list(result.snapshot_steps) == whole
 
 
