@@ -187,6 +187,7 @@ def test_the_same_command_writes_the_same_bytes(capsys, tmp_path, run_folder):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
+@pytest.mark.slow
 def test_the_demo_trains_analyzes_and_says_where_the_report_is(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for _ in range(2):  # its own folder is replaced
@@ -202,6 +203,7 @@ def test_the_demo_trains_analyzes_and_says_where_the_report_is(capsys, tmp_path,
     assert output.endswith(f"{(folder / 'report.html').as_uri()}\n")
 
 
+@pytest.mark.slow
 def test_the_demo_replaces_no_run_of_the_users(capsys, tmp_path, run_folder):
     status, _output, error = invoke(capsys, "demo", "--steps", "30", "--out", run_folder)
     assert status == MISUSED

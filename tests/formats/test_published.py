@@ -374,7 +374,7 @@ def test_a_record_that_cannot_be_read_spoils_nothing(checkpoint, name, change, r
     assert run.circuits().n_heads == 2
 
 
-@pytest.mark.parametrize("value", [0.1, torch.tensor(0.1)])
+@pytest.mark.parametrize("value", [pytest.param(0.1, marks=pytest.mark.slow), torch.tensor(0.1)])
 def test_a_long_record_takes_no_minutes(checkpoint, value):
     start = time.monotonic()
     for length in (200_000, 10_000_000):

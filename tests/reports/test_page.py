@@ -240,13 +240,16 @@ def test_the_first_tab_leads_past_the_header(browser, files):
 # --- For everyone -----------------------------------------------------------------------------------------------------
 
 
+LOOKS = [
+    *((name, *look) for name in PAGES[:2] for look in (("light", 1280), ("dark", 400))),
+    ("every block", "dark", 1280),  # colours of every kind
+    *((name, "light", 400) for name in PAGES[2:]),
+]
+
+
 @pytest.mark.parametrize(
     ("name", "scheme", "width"),
-    [
-        *((name, *look) for name in PAGES[:2] for look in (("light", 1280), ("dark", 400))),
-        ("every block", "dark", 1280),  # colours of every kind
-        *((name, "light", 400) for name in PAGES[2:]),
-    ],
+    [LOOKS[0], LOOKS[3], *(pytest.param(*look, marks=pytest.mark.slow) for look in (*LOOKS[1:3], *LOOKS[4:]))],
 )
 def test_axe_finds_no_violation(browser, files, name, scheme, width):
     from axe_playwright_python.sync_playwright import Axe
