@@ -351,6 +351,19 @@ def test_slices_and_conversions_keep_prompts_whole():
     assert prompt.to("meta").z.device.type == "meta"
 
 
+def test_the_beginning_of_a_prompt_asks_the_same():
+    whole = LinearRegression(3, 9).sample(4)
+    part = whole.beginning(5)
+    assert torch.equal(part.x, whole.x[:, :5])
+    assert torch.equal(part.y, whole.y[:, :5])
+    assert torch.equal(part.query, whole.query)
+    assert torch.equal(part.y_q, whole.y_q)
+    with pytest.raises(ConfigError, match="these prompts have 9 demonstrations, 10 were asked for"):
+        whole.beginning(10)
+    with pytest.raises(ConfigError, match="length must be a whole number ≥ 1, got 0"):
+        whole.beginning(0)
+
+
 def test_prompts_stand_where_transformer_lens_takes_tokens():
     prompt = LinearRegression(3, 6).sample(5, generator=seeded())
     assert prompt.shape == prompt.z.shape[:2] == torch.Size((5, 7))

@@ -50,7 +50,7 @@ def squared_errors(
     """(ŷ − y_q)² of every predictor, on the beginnings of the same prompts."""
     pieces: dict[str, list[Tensor]] = {name: [] for name in predictors}
     for prompt in prompts:
-        beginnings = [Prompt(prompt.x[:, :L], prompt.y[:, :L], prompt.x_q, prompt.y_q) for L in lengths]
+        beginnings = [prompt.beginning(L) for L in lengths]
         for name, predict in predictors.items():
             answers = torch.stack([predict(beginning)[:, 0] for beginning in beginnings])
             pieces[name].append((answers - prompt.y_q[:, 0]).square())

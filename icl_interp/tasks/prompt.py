@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from icl_interp.config import check_count
 from icl_interp.errors import ConfigError
 
 
@@ -69,6 +70,17 @@ class Prompt:
     def z(self) -> Float[Tensor, "batch positions d_model"]:
         """The residual stream at layer 0: L demonstrations, then the query with zeros for its response."""
         return torch.cat([self.demonstrations, self.query[:, None]], dim=1)
+
+    def beginning(self, length: int) -> Prompt:
+        """The same questions, with the first `length` demonstrations only.
+
+        Raises:
+            ConfigError: fewer than one of them, or more than there are.
+        """
+        check_count("length", length)
+        if length > self.length:
+            raise ConfigError(f"these prompts have {self.length} demonstrations, {length} were asked for")
+        return Prompt(self.x[:, :length], self.y[:, :length], self.x_q, self.y_q)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Prompt:
         """The same prompts on another device or in another dtype."""

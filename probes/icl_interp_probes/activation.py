@@ -52,9 +52,9 @@ from icl_interp.probing import (
 )
 from icl_interp.roles import along
 from icl_interp.tasks import Prompt
+from icl_interp_probes.kernel_fit import PAPER
 from icl_interp_probes.shown import around
 
-PAPER = "arXiv 2503.12734"
 RATE = r"\eta = C' \sum_h \omega_h \mu_h, \qquad C' = C\, f'(0) / f(0) \ \text{ or, without normalisation, } \ L\, C"
 RATE_IN_WORDS = "η is C′ times the sum of ω times μ; C′ is C f′(0)/f(0), for linear attention L times C."
 FRACTIONS = (0.25, 0.5, 1.0, 1.5, 2.5)  # lengths, of the training's: 10, 20, 40, 60, 100 in the main setting

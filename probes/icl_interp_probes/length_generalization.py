@@ -121,7 +121,7 @@ class LengthGeneralizationProbe:
         prompts = context.holdable(min(context.budget, PROMPTS))
         tuning = context.sample("tuning", prompts, length=lengths[-1])
         try:
-            eta = _own_step(context, _beginning(tuning, task.length))
+            eta = _own_step(context, tuning.beginning(task.length))
             predictors = _predictors(context, tuning, eta.value, lengths)
             zero, errors = _squared_errors(context, predictors, lengths, prompts)
         except NumericsError as error:
@@ -241,11 +241,6 @@ def _unless_unlearned(result: LengthGeneralization, verdict: Verdict) -> Verdict
     return not_applicable(verdict.claim, verdict.source, f"there is nothing that could generalise: {reason}")
 
 
-def _beginning(prompt: Prompt, length: int) -> Prompt:
-    """The same questions, with the first demonstrations only."""
-    return Prompt(prompt.x[:, :length], prompt.y[:, :length], prompt.x_q, prompt.y_q)
-
-
 def _own_step(context: Context, prompt: Prompt) -> Estimate:
     """Slope of the model's predictions on the direction of debiased GD."""
     parts = (context.predict(prompt), GradientDescent(context.shape, debiased=True)(prompt))
@@ -256,7 +251,7 @@ def _own_step(context: Context, prompt: Prompt) -> Estimate:
 def _predictors(context: Context, tuning: Prompt, eta: float, lengths: tuple[int, ...]) -> list[tuple[Predictor, ...]]:
     """What is compared with at each length, in the order of `NAMES`."""
     task, L = context.task, context.task.length
-    at_training = _beginning(tuning, L)
+    at_training = tuning.beginning(L)
     vanilla, debiased = (_descent(task, tuning, L, debiased=flag) for flag in (False, True))
     own = GradientDescent(context.shape, debiased=True).times(eta if np.isfinite(eta) else 0.0)
     head, ridge = best_kernel(at_training, scaled=True, task=task), best_ridge(task, at_training)
@@ -278,7 +273,7 @@ def _descent(task: Task, tuning: Prompt, length: int, *, debiased: bool) -> Grad
     """One step that is optimal at this length: in closed form where there is one, else on prompts."""
     if isinstance(task, LinearRegression) and task.centred:
         return gradient_descent(task, debiased=debiased, length=length)
-    return best_step(GradientDescent(1.0, debiased), _beginning(tuning, length))
+    return best_step(GradientDescent(1.0, debiased), tuning.beginning(length))
 
 
 def _squared_errors(
@@ -290,7 +285,7 @@ def _squared_errors(
     for drawn in context.chunks("lengths", prompts, length=lengths[-1]):
         rows: list[list[np.ndarray]] = []
         for length, known in zip(lengths, predictors, strict=True):
-            prompt = _beginning(drawn, length)
+            prompt = drawn.beginning(length)
             predictions = [_predicted(context, prompt), *(predict(prompt) for predict in known)]
             rows.append([(p - prompt.y_q).square().mean(-1).cpu().numpy() for p in predictions])
         chunks.append(np.array(rows).swapaxes(0, 1))

@@ -8,7 +8,6 @@ which lowers the risk below that of any debiased step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +25,6 @@ from icl_interp.reproduce.readings import Course, head_names, heads_of
 from icl_interp.reproduce.recipes import Made, recipe
 from icl_interp.reproduce.results import Claim, compare, within
 from icl_interp.reproduce.trainings import ACTIVATIONS, MAIN
-from icl_interp.tasks import Prompt
 
 SOFTMAX = "h2"
 # Table 1 as printed: |ω|, |μ| and the rate.
@@ -307,7 +305,7 @@ def _measured(bench: Bench, runs: dict[str, Run]) -> dict[str, _Risks]:
     chunks = []
     for prompt in bench.prompts("activations", MAIN, length=max(LENGTHS)):
         by_length = []
-        for cut in _cut(prompt):
+        for cut in map(prompt.beginning, LENGTHS):
             g, models = direction(cut), [c.predict(cut) for c in circuits]
             predictions = torch.cat([*models, *(step * g for step in (*steps, STAR))], dim=1)
             by_length.append((predictions - cut.y_q).square().T)
@@ -315,11 +313,6 @@ def _measured(bench: Bench, runs: dict[str, Run]) -> dict[str, _Risks]:
     errors = torch.cat(chunks, dim=1).numpy()
     count = len(runs)
     return {name: _Risks(steps[i], errors[i], errors[count + i], errors[-1]) for i, name in enumerate(runs)}
-
-
-def _cut(prompt: Prompt) -> Iterator[Prompt]:
-    """The same prompt with its first L demonstrations, for every L."""
-    return (Prompt(prompt.x[:, :n], prompt.y[:, :n], prompt.x_q, prompt.y_q) for n in LENGTHS)
 
 
 def _generalises(risks: dict[str, _Risks]) -> Claim:
