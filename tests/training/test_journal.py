@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import shutil
 import signal
-import sys
-import time
-import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +31,9 @@ CONFIGS = [
     TrainConfig(TASK, ModelConfig(3, n_heads=1 + seed % 2), steps=3000, seed=seed, data_seed=0, n_records=30)
     for seed in range(4)
 ]
+# Forked from a server that only imported, never from here: a thread of an earlier test may hold a lock, for good there.
+CLEAN = multiprocessing.get_context("forkserver")
+CLEAN.set_forkserver_preload(["icl_interp.training"])
 TORCH = {"engine": "torch", "batch_size": 8, "steps": 600}
 
 
@@ -101,27 +102,25 @@ def test_a_resumed_population_ends_as_an_uninterrupted_one(tmp_path: Path, often
 
 
 def killed(out: Path, after: float) -> bool:
-    """Train in a process of its own and kill it; whether it came to its end before."""
-    process = os.fork()
-    if process == 0:
-        try:
-            icl.train(TASK, steps=40_000, n_records=100, out=out, resume=True, save_every=0.01, progress=False)
-        except BaseException:
-            traceback.print_exc(file=sys.stderr)
-            os._exit(1)
-        os._exit(0)
-    time.sleep(after)
-    os.kill(process, signal.SIGKILL)
-    status = os.waitpid(process, 0)[1]
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
-    return not os.WIFSIGNALED(status)
+    """Train in a process of its own and kill it after so many seconds; whether it came to its end before."""
+    process = CLEAN.Process(
+        target=icl.train,
+        args=(TASK,),
+        kwargs={"steps": 40_000, "n_records": 100, "out": out, "resume": True, "save_every": 0.01, "progress": False},
+    )
+    process.start()
+    process.join(after)
+    process.kill()
+    process.join()
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return process.exitcode == 0
 
 
 def survive(kills: int, out: Path) -> None:
     whole = icl.train(TASK, steps=40_000, n_records=100)
     patience, count, finished = random.Random(0), 0, 0
     while count < kills:
-        if killed(out, patience.uniform(0, 0.6)):
+        if killed(out, patience.uniform(0, 1.5)):
             assert_equal(whole, icl.Run.load(out))
             icl.Run.load(out)
             (out / "run.json").unlink()  # begin anew
@@ -130,8 +129,7 @@ def survive(kills: int, out: Path) -> None:
             finished += 1
         else:
             count += 1
-    while not killed(out, 10):
-        pass
+    assert killed(out, 120)
     assert_equal(whole, icl.Run.load(out))
     left = sorted(os.listdir(out.parent))
     assert [name for name in left if not name.startswith(".icl-")] == [out.name]
