@@ -1,18 +1,21 @@
 """What a statistician predicts from the same prompts (arXiv 2503.12734, sections 4.3 and 5; `theory` has their risks).
 
 Every estimator is a frozen dataclass, called with a `Prompt` and answering (batch, outputs), in the prompt's dtype.
-Each response is predicted from the covariates and its own labels.  All cost O(L·d) a prompt, but for ridge:
-O(L·d·m + m³) with m the smaller of L and d, in float64.  A prompt that is not finite spoils its own prediction only.
+Each response is predicted from the covariates and its own labels, but for Bayes' prediction of responses that share a
+signal.  All cost O(L·d) a prompt, but for ridge: O(L·d·m + m³) with m the smaller of L and d, in float64.  A prompt
+that is not finite spoils its own prediction only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import overload
 
 import numpy as np
 import torch
-from einops import einsum
+from einops import einsum, rearrange
 from jaxtyping import Float
 from scipy.optimize import OptimizeResult, minimize_scalar
 from torch import Tensor
@@ -20,7 +23,7 @@ from torch import Tensor
 from icl_interp import theory
 from icl_interp.config import check_count, check_positive
 from icl_interp.errors import ConfigError
-from icl_interp.tasks import LinearRegression, Prompt, Task
+from icl_interp.tasks import LinearRegression, MultiTaskRegression, Prompt, Task
 
 Predictor = Callable[[Prompt], Float[Tensor, "batch outputs"]]
 
@@ -30,20 +33,32 @@ class GradientDescent:
     """One step from zero on the squared loss: ŷ = (1/L) Σ y_ℓ x_ℓᵀ Γ x_q; `debiased` centres the x_ℓ, (4.11), (5.5).
 
     Args:
-        preconditioner: Γ, a (d, d) matrix, or the step size η for η·I.
+        preconditioner: Γ, a (d, d) matrix, or (N, d, d), one for each response, or the step size η for η·I.
         debiased: use x_ℓ − x̄ for x_ℓ.
     """
 
-    preconditioner: float | Float[np.ndarray, "dim dim"]
+    preconditioner: float | Float[np.ndarray, "dim dim"] | Float[np.ndarray, "outputs dim dim"]
     debiased: bool = False
 
     def __call__(self, prompt: Prompt) -> Float[Tensor, "batch outputs"]:
-        """ŷ_q."""
+        """ŷ_q.
+
+        Raises:
+            ConfigError: prompts with another number of responses than there are preconditioners.
+        """
         x = prompt.x - prompt.x.mean(1, keepdim=True) if self.debiased else prompt.x
         gradient = einsum(prompt.y, x, "b l n, b l d -> b n d") / prompt.length
         gamma = torch.as_tensor(self.preconditioner, dtype=x.dtype, device=x.device)
+        if gamma.ndim == 3:
+            return einsum(gradient, self._own(gamma, prompt), prompt.x_q, "b n d, n d e, b e -> b n")
         asks = prompt.x_q * gamma if gamma.ndim == 0 else prompt.x_q @ gamma.mT
         return einsum(gradient, asks, "b n d, b d -> b n")
+
+    def _own(self, gamma: Tensor, prompt: Prompt) -> Tensor:
+        """The preconditioners, once it is sure that they are as many as the responses: einsum would stretch one."""
+        if len(gamma) != (outputs := prompt.y_q.shape[1]):
+            raise ConfigError(f"{len(gamma)} preconditioners are for as many responses, these prompts have {outputs}")
+        return gamma
 
     def times(self, factor: float) -> GradientDescent:
         """The same direction with `factor` times the step."""
@@ -73,30 +88,96 @@ class Ridge:
 
     def __call__(self, prompt: Prompt) -> Float[Tensor, "batch outputs"]:
         """ŷ_q."""
+        return einsum(self.coefficients(prompt.x, prompt.y), prompt.x_q.double(), "b d n, b d -> b n").to(prompt.x)
+
+    def coefficients(
+        self, x: Float[Tensor, "batch length dim"], y: Float[Tensor, "batch length outputs"]
+    ) -> Float[Tensor, "batch dim outputs"]:
+        """(XᵀX + λI)⁻¹Xᵀy of each prompt, float64."""
         # With fewer demonstrations than covariates XᵀX is singular, and a small λ drowns in its rounding; XXᵀ is not.
         # Near L = d either is close to singular: hence float64.
-        x, y = prompt.x.double(), prompt.y.double()
+        x, y = x.double(), y.double()
         if self.penalty == 0:
-            beta = torch.linalg.pinv(x.nan_to_num()) @ y + 0 * x.sum((1, 2), keepdim=True)  # NaN if x is not finite
-        elif prompt.length < x.shape[-1]:
-            beta = x.mT @ torch.linalg.solve(self._penalised(x @ x.mT), y)
-        else:
-            beta = torch.linalg.solve(self._penalised(x.mT @ x), x.mT @ y)
-        return einsum(beta, prompt.x_q.double(), "b d n, b d -> b n").to(prompt.x)
+            return torch.linalg.pinv(x.nan_to_num()) @ y + 0 * x.sum((1, 2), keepdim=True)  # NaN if x is not finite
+        if x.shape[1] < x.shape[2]:
+            return x.mT @ torch.linalg.solve(self._penalised(x @ x.mT), y)
+        return torch.linalg.solve(self._penalised(x.mT @ x), x.mT @ y)
 
     def _penalised(self, gram: Tensor) -> Tensor:
         return gram + self.penalty * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
 
 
-def bayes(task: LinearRegression) -> Ridge:
-    """The Bayes predictor of a linear-regression task: ridge with λ = d·σ²/E‖β‖², whatever Σ and the mean are."""
+@dataclass(frozen=True)
+class SupportRidge:
+    """The Bayes predictor of several responses, each of some of the features.
+
+    Signals that are independent are learned one by one: ridge on the features S_n, with λ = |S_n|·σ²/E‖β_n‖².  A signal
+    that is shared, β_n = s_n ⊙ b with b ~ N(0, I), is learned from the labels of all responses at once: ridge with
+    λ = σ² on N·L rows s_n ⊙ x_ℓ, in one solve.  Without noise either is the limit σ² → 0, of least norm.
+
+    Args:
+        task: whose responses they are.
+    """
+
+    task: MultiTaskRegression
+
+    def __call__(self, prompt: Prompt) -> Float[Tensor, "batch outputs"]:
+        """ŷ_q.
+
+        Raises:
+            ConfigError: prompts with another number of responses than the task has.
+        """
+        if (outputs := prompt.y_q.shape[1]) != self.task.n_outputs:
+            raise ConfigError(f"the task has {self.task.n_outputs} responses, these prompts have {outputs}")
+        return self._jointly(prompt) if self.task.shared_signal else self._one_by_one(prompt)
+
+    @property
+    def penalties(self) -> tuple[float, ...]:
+        """λ of each response where signals are independent; one, σ², where they are shared."""
+        if self.task.shared_signal:
+            return (self.task.noise_var,)
+        return tuple(len(support) * self.task.noise_var / self.task.signal_var for support in self.task.supports)
+
+    def _one_by_one(self, prompt: Prompt) -> Float[Tensor, "batch outputs"]:
+        predictions: list[Tensor] = []
+        for n, (support, penalty) in enumerate(zip(self.task.supports, self.penalties, strict=True)):
+            seen, own = list(support), slice(n, n + 1)
+            response = Prompt(prompt.x[..., seen], prompt.y[..., own], prompt.x_q[..., seen], prompt.y_q[..., own])
+            predictions.append(Ridge(penalty)(response))
+        return torch.cat(predictions, -1)
+
+    def _jointly(self, prompt: Prompt) -> Float[Tensor, "batch outputs"]:
+        sizes = np.array([len(support) for support in self.task.supports])
+        scales = (self.task.signal_scales > 0) * np.sqrt(self.task.signal_var / sizes)  # in float64
+        s = torch.from_numpy(scales).to(prompt.x.device)
+        rows = rearrange(einsum(prompt.x.double(), s, "b l d, d n -> b l n d"), "b l n d -> b (l n) d")
+        (penalty,) = self.penalties
+        signal = Ridge(penalty).coefficients(rows, rearrange(prompt.y, "b l n -> b (l n) 1"))
+        return einsum(prompt.x_q.double(), s, signal[..., 0], "b d, d n, b d -> b n").to(prompt.x)
+
+
+@overload
+def bayes(task: LinearRegression) -> Ridge: ...
+@overload
+def bayes(task: MultiTaskRegression) -> SupportRidge: ...
+def bayes(task: LinearRegression | MultiTaskRegression) -> Ridge | SupportRidge:
+    """The Bayes predictor of a linear-regression task: ridge with λ = d·σ²/E‖β‖², whatever Σ and the mean are.
+
+    Of several responses: `SupportRidge`.
+    """
+    if isinstance(task, MultiTaskRegression):
+        return SupportRidge(task)
     return Ridge(task.dim * task.noise_var / task.signal_var)
 
 
-def gradient_descent(task: LinearRegression, *, debiased: bool = False, length: int | None = None) -> GradientDescent:
+def gradient_descent(
+    task: LinearRegression | MultiTaskRegression, *, debiased: bool = False, length: int | None = None
+) -> GradientDescent:
     """One step of GD with the Γ that is optimal at `length` (default: the task's): η*·I for isotropic covariates.
 
-    Vanilla: Γ* of Lemma E.4; debiased: Γ_deb.  Both are exact for centred covariates.
+    Vanilla: Γ* of Lemma E.4; debiased: Γ_deb.  Both are exact for centred covariates.  Of several responses each has
+    the η* of its own |S_n| features on S_n, and zero elsewhere (`theory.superposition_steps` where debiased).
+    Where they share a signal the labels of the others would help; a step on a response's own does not know them.
 
     Raises:
         ConfigError: `length` below one.
@@ -104,9 +185,14 @@ def gradient_descent(task: LinearRegression, *, debiased: bool = False, length: 
     L = task.length if length is None else length
     check_count("length", L)
     optimum = theory.debiased_preconditioner if debiased else theory.gd_preconditioner
-    return GradientDescent(
-        optimum(task.sigma, length=L, noise_var=task.noise_var, signal_var=task.signal_var), debiased
-    )
+    best = partial(optimum, length=L, noise_var=task.noise_var, signal_var=task.signal_var)
+    if isinstance(task, LinearRegression):
+        return GradientDescent(best(task.sigma), debiased)
+    gamma = np.zeros((task.n_outputs, task.dim, task.dim))
+    for own, support in zip(gamma, task.supports, strict=True):
+        seen = list(support)
+        own[np.ix_(seen, seen)] = best(np.eye(len(seen)))
+    return GradientDescent(gamma, debiased)
 
 
 def best_step(direction: GradientDescent, prompt: Prompt) -> GradientDescent:
@@ -166,14 +252,14 @@ def _kernel_weights(omega: float, prompt: Prompt) -> Float[Tensor, "batch length
     return torch.softmax(omega * einsum(prompt.x, prompt.x_q, "b l d, b d -> b l"), -1)
 
 
-def best_ridge(task: Task, prompt: Prompt) -> Ridge:
+def best_ridge(task: Task, prompt: Prompt) -> Ridge | SupportRidge:
     """`bayes(task)` where it is known; else the ridge of least squared error on `prompt` over a logarithmic grid.
 
     Raises:
         ConfigError: prompts that are not finite.
     """
     _check_finite(prompt)
-    if isinstance(task, LinearRegression):
+    if isinstance(task, LinearRegression | MultiTaskRegression):
         return bayes(task)
     grid = [Ridge(float(penalty)) for penalty in np.geomspace(1e-4, 1e4, 33) * prompt.x.square().mean().item()]
     return min(grid, key=lambda ridge: (ridge(prompt) - prompt.y_q).square().mean().item())

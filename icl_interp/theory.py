@@ -45,7 +45,7 @@ _is_positive = _between(0.0, inf)
 _RULES: dict[str, tuple[Callable[[Any], Any], str]] = {
     **dict.fromkeys(("dim", "length"), (lambda n: isinstance(n, Integral) and int(n) >= 1, "an integer of at least 1")),
     **dict.fromkeys(("signal_var", "gamma", "ratio", "penalty", "start", "time"), (_is_positive, "finite and above 0")),
-    **dict.fromkeys(("step", "slope", "omega", "other", "mu"), (lambda x: np.isfinite(x).all(), "finite")),
+    **dict.fromkeys(("step", "steps", "slope", "omega", "other", "mu"), (lambda x: np.isfinite(x).all(), "finite")),
     "noise_var": (lambda x: _is_positive(x) or x == 0, "finite and at least 0"),
     "rho": (_between(-1.0, 1.0), "between -1 and 1, both excluded"),
     "omega_product": (_between(-inf, 0.5), "below 1/2, else the expectation is infinite (it is γ² for heads at ±γ)"),
@@ -75,6 +75,13 @@ def _heads(omega: np.ndarray, mu: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if np.ndim(omega) != np.ndim(mu) or np.shape(omega)[:1] != np.shape(mu)[:1]:
         raise ValueError(f"omega and mu must have one row for each head; got shapes {np.shape(omega)}, {np.shape(mu)}")
     return np.asarray(omega, dtype=np.float64), np.asarray(mu, dtype=np.float64)
+
+
+def _checked_steps(steps: np.ndarray, uses: Uses) -> Float[np.ndarray, "tasks features"]:
+    """In float64, once it is sure that they are the steps of these tasks."""
+    if np.shape(steps) != np.shape(uses):
+        raise ValueError(f"there must be one step for each entry of uses, {np.shape(uses)}; got {np.shape(steps)}")
+    return np.asarray(steps, dtype=np.float64)
 
 
 def _c(length: int, noise_var: float, signal_var: float) -> float:
@@ -361,9 +368,58 @@ def superposition_steps(
 def shared_steps(
     uses: Uses, *, length: int, noise_var: float, signal_var: float = 1.0
 ) -> Float[np.ndarray, " features"]:
-    """w_i/(w_i + Nc), w_i = Σ_{n: i ∈ S_n} 1/|S_n|: the steps to first order if N tasks share two heads (derived)."""
+    """w_i/(w_i + Nc), w_i = Σ_{n: i ∈ S_n} 1/|S_n|: the steps to first order if N tasks share two heads (derived).
+
+    Of all steps that are the same for every task they make the sum of `task_gd_risks` least, exactly.
+    """
     weight = (uses / uses.sum(axis=1, keepdims=True)).sum(axis=0)
     return weight / (weight + len(uses) * _c(length, noise_var, signal_var))
+
+
+def _missed_signal(steps: Float[np.ndarray, "tasks features"], uses: Uses) -> Float[np.ndarray, " tasks"]:
+    """Σ_{i ∈ S_n} (E_ni² − 2E_ni)/|S_n|: the squared signal that steps E_n miss, less that of no step at all."""
+    return (uses * (steps**2 - 2 * steps)).sum(axis=1) / uses.sum(axis=1)
+
+
+@_checked
+def task_gd_risks(
+    steps: Float[np.ndarray, "tasks features"],
+    uses: Uses,
+    *,
+    length: int,
+    noise_var: float,
+    signal_var: float = 1.0,
+    query_noise: bool = True,
+) -> Float[np.ndarray, " tasks"]:
+    """Risk of (1/L) Σ y_nℓ (x_ℓ − x̄)ᵀ(E_n ⊙ x_q) for each task n, with E_n row n of `steps` (derived).
+
+    1 + σ² + (1 − 1/L)(Σ_{i ∈ S_n} (E_ni² − 2E_ni)/|S_n| + c·Σ_i E_ni²), least at `superposition_steps`; the scatter of
+    the x_ℓ is Wishart, as for `preconditioned_debiased_gd_risk`.
+    """
+    steps = _checked_steps(steps, uses)
+    change = _missed_signal(steps, uses) + _c(length, noise_var, signal_var) * (steps**2).sum(axis=1)
+    return signal_var * (1 + (1 - 1 / length) * change) + noise_var * query_noise
+
+
+@_checked
+def task_approximate_loss(
+    omega: Float[np.ndarray, "heads features"],
+    mu: Float[np.ndarray, "heads tasks"],
+    uses: Uses,
+    *,
+    length: int,
+    noise_var: float,
+    signal_var: float = 1.0,
+    query_noise: bool = True,
+) -> Float[np.ndarray, " tasks"]:
+    """L̃_n = 1 + σ² + Σ_{i ∈ S_n} (E_ni² − 2E_ni)/|S_n| + c·Σ_hk μ_hn μ_kn exp(ω_hᵀω_k), E = `group_steps` (derived).
+
+    (4.1) for each task n, whose heads score with x_ℓᵀ(ω_h ⊙ x_q) and weigh the labels of the task by μ_hn.
+    """
+    omega, mu = _heads(omega, mu)
+    steps = _checked_steps(group_steps(omega, mu), uses)
+    noise = _c(length, noise_var, signal_var) * np.einsum("hn,hk,kn->n", mu, np.exp(omega @ omega.T), mu)
+    return signal_var * (1 + _missed_signal(steps, uses) + noise) + noise_var * query_noise
 
 
 # --- Gradient flow of two heads, ω = (ω, −ω), μ = (μ, −μ), on L̃/2: the paper's unit of time (Appendix B) --------------

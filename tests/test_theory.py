@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import minimize
 from scipy.special import roots_genlaguerre
 
 from icl_interp import theory
@@ -185,6 +186,23 @@ def test_proportional_limits_are_approached():
     assert theory.gd_risk_asymptotic(ratio, noise_var=noise_var) == pytest.approx(finite, abs=2 / length)
 
 
+@pytest.mark.parametrize(("signal_var", "query_noise"), [(1.0, True), (2.5, False)])
+def test_risks_of_steps_on_several_tasks_are_exact(signal_var, query_noise):
+    setting = {"length": 6, "noise_var": 0.5, "signal_var": signal_var}
+    uses = np.array([[1, 1, 0], [0, 1, 1], [1, 0, 0], [1, 1, 1]], dtype=bool)
+    rng = np.random.default_rng(8)
+    steps = rng.normal(0.4, 0.3, size=uses.shape)  # off the supports too
+    risks = theory.task_gd_risks(steps, uses, query_noise=query_noise, **setting)
+    x, query = rng.standard_normal((40_000, 6, 3)), rng.standard_normal((40_000, 3))
+    centred = x - x.mean(axis=1, keepdims=True)
+    for task, step, risk in zip(uses, steps, risks, strict=True):
+        beta = rng.standard_normal((40_000, 3)) * np.sqrt(signal_var / task.sum()) * task
+        labels = np.einsum("nld,nd->nl", x, beta) + np.sqrt(0.5) * rng.standard_normal((40_000, 6))
+        target = np.einsum("nd,nd->n", query, beta) + query_noise * np.sqrt(0.5) * rng.standard_normal(40_000)
+        prediction = np.einsum("nl,nld,nd->n", labels / 6, centred, step * query)
+        assert_mean((prediction - target) ** 2, risk)
+
+
 # --- Published numbers -----------------------------------------------------------------------------------------------
 
 
@@ -260,6 +278,31 @@ def test_two_tasks_on_one_pair_of_heads():
     assert steps[2] / steps[0] == printed(1.084, 3)
     alone = theory.shared_steps(USES[:1], length=48, noise_var=0.1)
     np.testing.assert_allclose(alone[:4], theory.superposition_steps(USES[:1], length=48, noise_var=0.1)[0, :4])
+
+
+@pytest.mark.parametrize("gamma", [0.05, 0.3])
+def test_task_losses_of_one_task_are_the_approximate_loss(gamma):
+    omega, mu = np.array([gamma, -gamma, 0.1]), np.array([1.3, -1.1, 0.4])
+    setting = {"length": 40, "noise_var": 0.1, "signal_var": 2.0, "query_noise": False}
+    uses, heads = np.ones((1, 5), dtype=bool), omega[:, None] * np.ones(5)
+    (loss,) = theory.task_approximate_loss(heads, mu[:, None], uses, **setting)
+    assert loss == pytest.approx(theory.approximate_loss(omega, mu, dim=5, **setting), rel=1e-12)
+    (risk,) = theory.task_gd_risks(0.7 * uses, uses, **setting)
+    assert risk == pytest.approx(theory.debiased_gd_risk(0.7, dim=5, **setting), rel=1e-12)
+
+
+def test_task_losses_of_one_shared_head():
+    # The optimum for two tasks on one head: 0.381 on features of one task, 0.457 on those of both, 0.366 a task.
+    setting = {"length": 48, "noise_var": 0.1}
+    both = USES.all(axis=0)
+
+    def losses(state):
+        alone, shared, mu = state
+        return theory.task_approximate_loss(np.where(both, shared, alone)[None], np.full((1, 2), mu), USES, **setting)
+
+    found = minimize(lambda state: losses(state).sum(), (0.3, 0.4, 1.5), tol=1e-12)
+    assert found.x == pytest.approx([0.381, 0.457, 1.750], abs=5.1e-4)
+    np.testing.assert_allclose(losses(found.x), 0.366, atol=5e-4)
 
 
 def test_preconditioners_of_the_kms_covariance():
@@ -431,6 +474,74 @@ def test_debiased_preconditioner_is_the_minimiser(dim, rho, length, noise_var, s
     assert low == pytest.approx(high, rel=1e-7)
 
 
+TASKS = st.fixed_dictionaries(
+    {"length": st.integers(2, 200), "noise_var": st.floats(0.0, 3.0), "signal_var": st.floats(0.1, 5.0)}
+)
+
+
+def several_tasks(seed):
+    rng = np.random.default_rng(seed)
+    uses = rng.random((3, 5)) < 0.5
+    uses[np.arange(3), rng.integers(5, size=3)] = True
+    return uses, rng
+
+
+@properties
+@given(TASKS, st.integers(0, 10**6))
+def test_steps_of_several_tasks_are_minimisers(setting, seed):
+    uses, rng = several_tasks(seed)
+    own, shared = theory.superposition_steps(uses, **setting), theory.shared_steps(uses, **setting)
+    change = rng.normal(size=uses.shape)
+    candidates = [own - 0.1 * change, own, own + 0.1 * change]
+    low, at, high = (theory.task_gd_risks(steps, uses, **setting) for steps in candidates)
+    assert (at < low).all()
+    np.testing.assert_allclose(low, high, rtol=1e-9)
+    # One preconditioner for all: a parabola again, about its minimum.
+    low, at, high = (
+        theory.task_gd_risks(np.tile(shared + scale * change[0], (3, 1)), uses, **setting).sum()
+        for scale in (-0.1, 0.0, 0.1)
+    )
+    assert at < low
+    assert low == pytest.approx(high, rel=1e-9)
+
+
+@properties
+@given(TASKS, st.integers(0, 10**6))
+def test_task_losses_split_into_tasks_and_pairs_of_heads(setting, seed):
+    uses, rng = several_tasks(seed)
+    omega, mu = rng.normal(0, 0.3, (4, 5)), rng.normal(0, 2, (4, 3))
+    losses = theory.task_approximate_loss(omega, mu, uses, **setting)
+    noise = setting["noise_var"] / setting["signal_var"]
+    for n, used in enumerate(uses):
+        expected = 1 + noise
+        for h in range(4):
+            expected -= 2 * mu[h, n] * omega[h, used].mean()
+            for k in range(4):
+                covary = (omega[h] * omega[k])[used].mean()
+                covary += (1 + noise) / setting["length"] * np.exp(omega[h] @ omega[k])
+                expected += mu[h, n] * mu[k, n] * covary
+        assert losses[n] == pytest.approx(setting["signal_var"] * expected, rel=1e-9)
+    silent = theory.task_approximate_loss(omega, mu, uses, query_noise=False, **setting)
+    np.testing.assert_allclose(losses - silent, setting["noise_var"], rtol=1e-9, atol=1e-9)
+
+
+@properties
+@given(TASKS)
+def test_dedicated_pairs_tend_to_the_superposition_steps(setting):
+    # On pairs of small γ the loss is least at superposition_steps, and is 1 + σ² − η_n there.
+    gamma = 1e-4
+    steps = theory.superposition_steps(USES, **setting)
+    omega = gamma * np.concatenate([USES, -1.0 * USES])
+    half = np.diag(steps.max(axis=1)) / (2 * gamma)
+    at, *around = (
+        theory.task_approximate_loss(omega, scale * np.concatenate([half, -half]), USES, **setting)
+        for scale in (1.0, 0.9, 1.1)
+    )
+    expected = setting["signal_var"] * (1 - steps.max(axis=1)) + setting["noise_var"]
+    np.testing.assert_allclose(at, expected, rtol=1e-5)
+    assert all((losses > at).all() for losses in around)
+
+
 @properties
 @given(st.integers(1, 12), st.floats(-0.95, 0.95))
 def test_kms_inverse_is_the_inverse(dim, rho):
@@ -507,6 +618,22 @@ def test_numbers_out_of_range_are_named(change, message):
             r"preconditioner must be \(3, 3\) as covariance; got \(2, 2\)",
         ),
         (lambda: theory.superposition_steps(USES[:, :0], length=4, noise_var=0.1), "a True in every row"),
+        (
+            lambda: theory.task_gd_risks(np.ones((2, 3)), USES, length=4, noise_var=0.1),
+            r"one step for each entry of uses, \(2, 6\); got \(2, 3\)",
+        ),
+        (
+            lambda: theory.task_gd_risks(np.full((2, 6), np.nan), USES, length=4, noise_var=0.1),
+            "steps must be finite",
+        ),
+        (
+            lambda: theory.task_approximate_loss(np.ones((3, 6)), np.ones((2, 2)), USES, length=4, noise_var=0.1),
+            r"one row for each head; got shapes \(3, 6\), \(2, 2\)",
+        ),
+        (
+            lambda: theory.task_approximate_loss(np.ones((3, 6)), np.ones((3, 1)), USES, length=4, noise_var=0.1),
+            r"one step for each entry of uses, \(2, 6\); got \(1, 6\)",
+        ),
         (lambda: theory.two_head_flow(np.array([2.0, 1.0]), **MAIN), r"times must be ascending.*; got array\(\[2"),
         (lambda: theory.two_head_flow(np.array([]), **MAIN), "times must be ascending"),
         (lambda: theory.bayes_risk_asymptotic(0.0, noise_var=0.1), r"ratio must be finite and above 0; got 0\.0"),

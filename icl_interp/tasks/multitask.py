@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from icl_interp.config import check_count, check_flag, check_positive
@@ -74,6 +74,11 @@ class MultiTaskRegression:
     @cached_property
     def _on_devices(self) -> dict[torch.device, Tensor]:
         return {}
+
+    @property
+    def uses(self) -> Bool[np.ndarray, "outputs dim"]:
+        """The supports as a table."""
+        return self.signal_scales.T > 0
 
     @property
     def signal_scales(self) -> Float[np.ndarray, "dim outputs"]:

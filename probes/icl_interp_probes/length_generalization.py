@@ -47,7 +47,7 @@ from icl_interp.probing import (
     rounded,
     slope_of,
 )
-from icl_interp.tasks import LinearRegression, Prompt, Task
+from icl_interp.tasks import LinearRegression, MultiTaskRegression, Prompt, Task
 from icl_interp_probes.shown import KEPT, around, extreme, magnitude
 
 FALLING, AS_GD = "arXiv 2503.12734, Figure 8", "arXiv 2503.12734, Figures 4 and 11"
@@ -271,7 +271,7 @@ def _predictors(context: Context, tuning: Prompt, eta: float, lengths: tuple[int
 
 def _descent(task: Task, tuning: Prompt, length: int, *, debiased: bool) -> GradientDescent:
     """One step that is optimal at this length: in closed form where there is one, else on prompts."""
-    if isinstance(task, LinearRegression) and task.centred:
+    if isinstance(task, MultiTaskRegression) or (isinstance(task, LinearRegression) and task.centred):
         return gradient_descent(task, debiased=debiased, length=length)
     return best_step(GradientDescent(1.0, debiased), tuning.beginning(length))
 

@@ -2,7 +2,8 @@
 
 The model and the classical predictors answer the *same* prompts, so that differences of risk carry paired errors.
 Every predictor is tuned once, at the training length, as the model was; ridge needs no tuning where it is the Bayes
-predictor.
+predictor.  Of several responses, each of some of the features (section 5.4), GD and ridge read each response's own
+features; risks are means over the responses.
 
 Risk alone cannot tell algorithms apart: vanilla and debiased GD differ by 1.3 % in it.  So the model is also compared
 as a *function*: the distance to a predictor g is the least rms of (f − c·g) over c, relative to the rms of f, on
@@ -22,6 +23,7 @@ from icl_interp.estimators import (
     GradientDescent,
     KernelRegressor,
     Predictor,
+    SupportRidge,
     best_kernel,
     best_ridge,
     best_step,
@@ -43,7 +45,7 @@ from icl_interp.probing import (
     probe,
     ratio_of,
 )
-from icl_interp.tasks import LinearRegression, Prompt, Task
+from icl_interp.tasks import LinearRegression, MultiTaskRegression, Prompt, Task
 from icl_interp_probes.shown import around
 
 PAPER = "arXiv 2503.12734"
@@ -200,6 +202,7 @@ class RiskProbe:
             Text(
                 f"{result.prompts:,} prompts a number, the same for all predictors; differences are paired. Distance: "
                 "least rms of (model − c·predictor) over c, relative to the model's rms; scale is that c."
+                + (f" Risks are means over {result.n_outputs} responses." if result.n_outputs > 1 else "")
             ),
         ]
 
@@ -276,7 +279,7 @@ class _Distances:
 
 def _predictors(task: Task, tuning: Prompt) -> dict[str, Predictor]:
     """The classical predictors, at their best for `task` at its own length."""
-    if isinstance(task, LinearRegression) and task.centred:
+    if isinstance(task, MultiTaskRegression) or (isinstance(task, LinearRegression) and task.centred):
         vanilla, debiased = (gradient_descent(task, debiased=flag) for flag in (False, True))
     else:  # no closed form: tune the step on prompts
         vanilla, debiased = (best_step(GradientDescent(1.0, flag), tuning) for flag in (False, True))
@@ -306,8 +309,13 @@ def _squared_errors(context: Context, predictors: dict[str, Predictor], length: 
 
 
 def _describe(predictor: object) -> str:
+    if isinstance(predictor, SupportRidge):
+        learned = "from all responses jointly" if predictor.task.shared_signal else "on each support"
+        return f"Bayes {learned}, penalty {_joined(predictor.penalties)}"
     if isinstance(predictor, GradientDescent):
         gamma = np.asarray(predictor.preconditioner)
+        if gamma.ndim == 3:  # one for each response, the same step on all its features
+            return f"step {_joined(gamma.max((1, 2)))} on each support"
         diagonal = gamma if gamma.ndim == 0 else gamma[0, 0]
         scalar = gamma.ndim == 0 or np.allclose(gamma, diagonal * np.eye(len(gamma)))
         return (
@@ -317,6 +325,11 @@ def _describe(predictor: object) -> str:
         )
     fields = vars(predictor)
     return ", ".join(f"{name} {value:.4g}" for name, value in fields.items())
+
+
+def _joined(numbers: Iterable[float]) -> str:
+    """Each number once, in order."""
+    return ", ".join(dict.fromkeys(f"{number:.4g}" for number in numbers))
 
 
 def _values(by_length: list[list[Estimate]]) -> np.ndarray:

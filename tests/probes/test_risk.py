@@ -8,10 +8,10 @@ import icl_interp as icl
 from icl_interp import theory
 from icl_interp.config import ModelConfig
 from icl_interp.records import Run
-from icl_interp.tasks import LinearRegression, kms
-from icl_interp.testing import plant
+from icl_interp.tasks import LinearRegression, MultiTaskRegression, kms
+from icl_interp.testing import check_probe, plant
 from icl_interp.weights import initial_weights
-from icl_interp_probes.risk import Risk
+from icl_interp_probes.risk import Risk, RiskProbe
 
 TASK = LinearRegression(dim=5, length=40, noise_var=0.1)
 CLAIMS = ("below_one_head_optimum", "risk_of_debiased_gd", "function_of_debiased_gd")
@@ -102,3 +102,36 @@ def test_a_length_of_its_own_is_measured_too() -> None:
     found, _ = analyzed(plant(LinearRegression(3, 17), omega=[0.2, -0.2], mu=[2.0, -2.0]).run, budget=200)
     assert found.trained == 17
     assert 17 in found.lengths
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_several_responses_are_compared_with_each_one_s_own_predictors(shared: bool) -> None:
+    """Supports of different sizes; the claims are about one response."""
+    task = MultiTaskRegression(4, [(0, 1, 2), (3,)], 24, 0.2, shared_signal=shared)
+    config = ModelConfig(4, 2, n_heads=3)
+    run = Run(config, initial_weights(config, torch.Generator().manual_seed(0)), task=task)
+    found, statuses = analyzed(run)
+    assert statuses == dict.fromkeys(CLAIMS, "not_applicable")
+    described = dict(zip(found.names[1:], found.described, strict=True))
+    steps = [1 / (1 + size * 1.2 / 24) for size in (3, 1)]
+    assert described["debiased GD"] == "step {:.4g}, {:.4g} on each support".format(*steps)
+    learned = "from all responses jointly, penalty 0.2" if shared else "on each support, penalty 0.6, 0.2"
+    assert described["ridge"] == f"Bayes {learned}"
+    at, row = found.lengths.index(24), found.names.index("debiased GD")
+    uses = np.array([[1, 1, 1, 0], [0, 0, 0, 1]], dtype=bool)
+    ideal = theory.superposition_steps(uses, length=24, noise_var=0.2)
+    exact = theory.task_gd_risks(ideal, uses, length=24, noise_var=0.2).mean()
+    assert abs(found.risk[row, at] - exact) < 1.5 * found.risk_half[row, at] < 0.1 * exact
+    risks = dict(zip(found.names, found.risk[:, at], strict=True))
+    assert min(risks, key=risks.__getitem__) == "ridge"
+    assert risks["debiased GD"] < risks["one positive head"] < risks["model"]
+
+
+def test_responses_of_one_size_share_their_step_and_say_what_the_risk_is() -> None:
+    task = MultiTaskRegression(3, [(0, 1), (1, 2)], 12)
+    config = ModelConfig(3, 2, n_heads=2)
+    run = Run(config, initial_weights(config, torch.Generator().manual_seed(0)), task=task)
+    result = icl.analyze(run, budget=50, probes=["risk"])
+    assert result.get(Risk).described[1] == f"step {1 / (1 + 2 * 1.1 / 12):.4g} on each support"
+    assert "Risks are means over 2 responses." in result.to_markdown()
+    check_probe(RiskProbe, run, budget=50)
