@@ -8,6 +8,10 @@ input ones.
 key x [  KQ_11      ·    ]     out: x  [    ·         ·    ]
 key y [  KQ_21      ·    ]     out: y  [  OV_21     OV_22  ]
 
+With N responses (section 5.4) a head's OV_22 is N × N: its entry [m, n] is what the labels of response n add to the
+prediction of response m, and its diagonal is μ, a number a response.  KQ_11 is still one d × d matrix, shared by the
+responses; its diagonal, ω feature by feature, differs between features that serve different responses.
+
 What the prediction never sees is inert, and must not be read as a pattern: KQ's query-y columns in a one-layer model
 (the query's response is zero) and, in a last layer, the output rows of OV that are not read.
 """
@@ -87,17 +91,22 @@ class Circuits:
 
     @property
     def OV_22(self) -> Float[np.ndarray, "layers heads outputs outputs"]:
-        """What y_ℓ adds to the prediction."""
+        """What y_ℓ adds to the prediction: [m, n] is what response n's labels add to response m."""
         return self.OV[..., self.dim :, self.dim :]
 
     @property
+    def diagonal(self) -> Float[np.ndarray, "layers heads dim"]:
+        """ω of each feature, KQ_11's diagonal; with several responses a head's features differ."""
+        return np.diagonal(self.KQ_11, axis1=-2, axis2=-1).copy()
+
+    @property
     def omega(self) -> Float[np.ndarray, "layers heads"]:
-        """ω, the mean of KQ_11's diagonal."""
-        return np.diagonal(self.KQ_11, axis1=-2, axis2=-1).mean(-1)
+        """ω, the mean of KQ_11's `diagonal`."""
+        return self.diagonal.mean(-1)
 
     @property
     def mu(self) -> Float[np.ndarray, "layers heads outputs"]:
-        """μ, the diagonal of OV_22: how much of each response's weighted mean goes into its prediction."""
+        """μ, the diagonal of OV_22: how much of each response's own weighted mean goes into its prediction."""
         return np.diagonal(self.OV_22, axis1=-2, axis2=-1).copy()
 
     @property

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from icl_interp.circuits import Circuits
 from icl_interp.config import ModelConfig
 from icl_interp.model import ICLTransformer
-from icl_interp.tasks import LinearRegression
+from icl_interp.tasks import LinearRegression, Prompt
 from icl_interp.weights import initial_weights
 
 
@@ -53,8 +53,32 @@ def test_blocks_by_hand() -> None:
     assert circuits.KQ_21.item() == 16.5
     assert circuits.OV_21.item() == 299
     assert circuits.OV_22.item() == 391
+    assert circuits.diagonal.item() == 10.5
     assert circuits.omega.item() == 10.5
     assert circuits.mu.item() == 391
+
+
+def test_several_responses_have_an_omega_a_feature_and_a_mu_a_response() -> None:
+    KQ, OV = np.random.default_rng(0).standard_normal((2, 2, 3, 5, 5))
+    circuits = Circuits(KQ, OV, dim=3, n_outputs=2)
+    for layer, head in np.ndindex(2, 3):
+        np.testing.assert_array_equal(circuits.diagonal[layer, head], [KQ[layer, head, i, i] for i in range(3)])
+        np.testing.assert_array_equal(circuits.mu[layer, head], [OV[layer, head, i, i] for i in (3, 4)])
+        assert circuits.omega[layer, head] == pytest.approx(np.trace(KQ[layer, head, :3, :3]) / 3)
+    circuits.diagonal[:] = 0  # a copy: whoever writes on it leaves the circuits alone
+    assert circuits.diagonal.all()
+
+
+def test_responses_labels_reach_the_response_of_their_row() -> None:
+    """OV_22[m, n] takes from the labels of response n and gives to the prediction of response m."""
+    OV = np.zeros((1, 1, 4, 4))
+    OV[0, 0, 2 + 1, 2 + 0] = 3.0
+    circuits = Circuits(np.zeros((1, 1, 4, 4)), OV, dim=2, n_outputs=2)
+    x, y, x_q, y_q = (torch.randn(*shape, dtype=torch.float64) for shape in ((5, 7, 2), (5, 7, 2), (5, 2), (5, 2)))
+    even = 3 * y.mean(1)[:, 0]  # scores of zero weigh all demonstrations alike
+    torch.testing.assert_close(
+        circuits.predict(Prompt(x, y, x_q, y_q)), torch.stack([torch.zeros(5).double(), even], 1)
+    )
 
 
 def test_inert_parts_are_those_that_no_prediction_sees() -> None:
