@@ -19,7 +19,7 @@ from icl_interp.devices import named_device
 from icl_interp.errors import ConfigError
 from icl_interp.formats import Given, load_run
 from icl_interp.formats.files import write_file
-from icl_interp.probing import AnyProbe, Context, Outcome, Probe, Verdict, broken, discover, run_probe
+from icl_interp.probing import AnyProbe, Context, Need, Outcome, Probe, Verdict, broken, discover, run_probe
 from icl_interp.records import Run
 from icl_interp.serialization import Json, dumps, to_data
 from icl_interp.tasks import Task, UnavailableTask, check_task
@@ -207,7 +207,8 @@ def analyze(
     Args:
         checkpoint: a path to a run's folder or to a file of another make; a `Run`; a module or a dict of tensors.
         task: the distribution to read it under; None means the one it was trained on.
-        probes: names, or probes and classes declared with `@probe`; None means all that are installed.
+        probes: names, or probes and classes declared with `@probe`; None means all that are installed, but for those
+            about several responses where the model has one.
         seed: of all prompts that the probes draw: the same seed gives the same analysis.
         budget: prompts that one measurement may draw; with too few, claims come out inconclusive.
         device: where forward passes run; "auto" is the CPU, since a few ten thousand prompts gain nothing on a GPU.
@@ -219,7 +220,7 @@ def analyze(
     """
     run = _open(checkpoint, task)
     place = named_device("cpu" if device == "auto" else device)
-    chosen, failed = _choose(probes)
+    chosen, failed = _choose(probes, run.model_config)
     known = task if task is not None else run.task
     if known is not None:
         check_task(known)
@@ -270,10 +271,12 @@ def _on_disk(origin: str) -> bool:
 
 def _choose(
     probes: str | Sequence[str | AnyProbe | type[AnyProbe]] | None,
+    model: ModelConfig,
 ) -> tuple[list[Probe[object]], dict[str, BaseException]]:
     known, failed = discover()
     if probes is None:
-        return list(known.values()), failed
+        several = model.n_outputs > 1
+        return [probe for probe in known.values() if several or Need.SEVERAL_RESPONSES not in probe.needs], failed
     chosen: dict[str, Probe[object]] = {}
     for asked in [probes] if isinstance(probes, str) else probes:
         if isinstance(asked, str):

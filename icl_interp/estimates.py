@@ -106,7 +106,7 @@ def ratio_of(
 
 def propagate(
     function: Callable[..., float],
-    *inputs: tuple[Float[np.ndarray, "*shape"], Float[np.ndarray, "*shape"]],
+    *inputs: tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]],
     seed: int = 0,
     draws: int = 1000,
 ) -> Estimate:

@@ -9,7 +9,7 @@ on its ideal kernel over sampled prompts.
     mean           attends evenly, and adds μ times the mean label
     positive       does what its ideal self does, with ω > 0
     negative       the same with ω < 0
-    mixed          the same with several responses, which it serves with different signs
+    mixed          the same with several responses, some of which it adds and others subtracts, or with ω of both signs
     unstructured   anything else
 
 Roles are given to sets, smallest effect first, so that two heads that cancel are not taken for two that matter, nor
@@ -49,6 +49,9 @@ CANCELS = 0.1
 # ω and μ describe a model if ideal heads explain its predictions but for this fraction of their energy.  Trained models
 # miss 0.1 to 2 %; untrained ones miss more than half.
 STRUCTURED = 0.05
+# Of several responses a head serves those where its |μ| is this part of the largest head's there.  In trained models
+# heads that leave a response to others keep 0.09 of it at most, and no other has less than 0.12.
+SERVES = 0.1
 EXHAUSTIVE = 12  # heads up to which every set is tried for cancellation; beyond it, pairs
 
 
@@ -59,7 +62,7 @@ class Heads:
     Args:
         roles: one a head.
         stable: whether each quarter of the prompts alone gives the same roles.
-        omega: ω, weight along G.
+        omega: ω, weight along G; of several responses the mean over features that may differ.
         omega_half: half-width of ω's 95 % t-interval over the d diagonal entries.
         mu: μ of the regression on the ideal kernel.
         mu_half: half-width of μ's 95 % interval over prompts (robust to heteroscedasticity).
@@ -83,6 +86,11 @@ class Heads:
     def are(self, *roles: Role) -> Bool[np.ndarray, "heads"]:
         """Which heads have one of these roles."""
         return np.array([role in roles for role in self.roles], dtype=bool)
+
+    @property
+    def serves(self) -> Bool[np.ndarray, "heads outputs"]:
+        """Which responses each head serves: the only one, if there is one."""
+        return _served(self.mu, self.are("positive", "negative", "mean", "mixed"))
 
     @property
     def structured(self) -> bool:
@@ -211,8 +219,9 @@ def _assign(
     cancelling = _cancelling(output, limit, [h for h in heads if h not in dummies | means], dummies)
     dummies |= {h for group in cancelling for h in group}
     roles: list[Role] = ["unstructured"] * len(heads)
+    served = _served(parts.mu, np.array([h not in dummies for h in heads]))
     for h in _fitting(parts, np.sign(omega.mean(-1)), [h for h in heads if h not in dummies | means]):
-        roles[h] = _sign(parts.mu[h], omega[h])
+        roles[h] = _sign(parts.mu[h][served[h]], omega[h], several=served.shape[1] > 1)
     for h in means:
         roles[h] = "mean"
     for h in dummies:
@@ -244,10 +253,17 @@ def _joint(gram: np.ndarray, heads: Sequence[int]) -> float:
     return float(gram[np.ix_(heads, heads)].sum())
 
 
-def _sign(mu: np.ndarray, omega: np.ndarray) -> Role:
-    serves = np.sign(mu[np.abs(mu) > NEGLIGIBLE * np.abs(mu).max()])
+def _served(
+    mu: Float[np.ndarray, "heads outputs"], among: Bool[np.ndarray, "heads"]
+) -> Bool[np.ndarray, "heads outputs"]:
+    size = np.abs(mu)
+    return (size >= SERVES * size[among].max(0, initial=0.0)) | (size.shape[1] == 1)
+
+
+def _sign(served: np.ndarray, omega: np.ndarray, *, several: bool) -> Role:
+    """By the μ of the responses that the head serves and the ω of the features that it attends to."""
     asks = np.sign(omega[np.abs(omega) > FIDELITY * np.abs(omega).max()])
-    if len(mu) > 1 and (len(set(serves)) > 1 or len(set(asks)) > 1):
+    if several and (len(set(np.sign(served))) > 1 or len(set(asks)) > 1):
         return "mixed"
     return "positive" if omega.mean() > 0 else "negative"
 

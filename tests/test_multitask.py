@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import icl_interp as icl
 from icl_interp.errors import ConfigError
 from icl_interp.tasks import LinearRegression, MultiTaskRegression, Task
+from icl_interp.testing import plant, plant_tasks
 
 SUPPORTS = ((0, 1, 2), (2, 3), (4,))
 TASKS = {
@@ -177,6 +178,11 @@ def test_batches_and_lengths_are_counts(value):
 # --- What a task is --------------------------------------------------------------------------------------------------
 
 
+def test_supports_as_a_table():
+    table = MultiTaskRegression(4, [(0, 1), (1, 3)], 6).uses
+    assert table.tolist() == [[True, True, False, False], [False, True, False, True]]
+
+
 def test_a_task_is_a_value():
     task = MultiTaskRegression(4, [(0, 1), (1, 3)], 6)
     assert isinstance(task, Task)
@@ -312,6 +318,16 @@ def test_training_learns_from_it():
 def test_claims_about_one_response_are_not_made_of_several():
     task = MultiTaskRegression(dim=3, supports=[(0, 1), (1, 2)], length=8)
     result = icl.analyze(icl.train(task, n_heads=3, steps=5, progress=False), budget=64)
-    for probe in ("circuit_pattern", "risk", "kernel_fit"):
+    for probe in ("risk", "kernel_fit"):
         said = {verdict.status for verdict in result[probe].verdicts}
         assert said <= {"not_applicable"}, probe
+
+
+def test_probes_about_several_responses_are_for_models_of_several():
+    """The analysis of a model of one is as it was; asked for by name, they say why they are skipped."""
+    several = {"task_allocation", "superposition"}
+    one = plant(roles=["positive", "negative"]).run
+    assert several.isdisjoint(outcome.probe for outcome in icl.analyze(one, budget=16))
+    assert several <= {outcome.probe for outcome in icl.analyze(plant_tasks(mode="II").run, budget=16)}
+    skipped = icl.analyze(one, budget=16, probes=["task_allocation"])["task_allocation"]
+    assert (skipped.status, skipped.reason) == ("skipped", "needs several responses: this model has one")

@@ -32,13 +32,17 @@ CHUNK_NUMBERS, CHUNK_PROMPTS = 8_000_000, 4_096  # numbers (64 MB) and prompts t
 
 
 class Need(Flag):
-    """What a probe needs of a checkpoint; it is skipped, visibly, where something is missing."""
+    """What a probe needs of a checkpoint; it is skipped, visibly, where something is missing.
+
+    A probe of SEVERAL_RESPONSES has nothing to say of a model of one, and is left out there unless it is named.
+    """
 
     NONE = 0
     WEIGHTS = auto()
     FORWARD = auto()
     TASK = auto()
     DYNAMICS = auto()
+    SEVERAL_RESPONSES = auto()
 
 
 class NotApplicable(ICLError):  # noqa: N818 - an outcome, not a mistake
@@ -101,6 +105,8 @@ class Context:
             offered.append(Need.TASK)
         if self._run.dynamics is not None and len(self._run.dynamics.steps) > 1:
             offered.append(Need.DYNAMICS)
+        if self.config.n_outputs > 1:
+            offered.append(Need.SEVERAL_RESPONSES)
         return reduce(or_, offered)
 
     @property

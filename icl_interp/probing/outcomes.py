@@ -26,6 +26,7 @@ _OFFERS = {
     Need.FORWARD: "a model that can run",
     Need.TASK: "the task (pass task=, or --length and --noise-var on the command line)",
     Need.DYNAMICS: "the record of the training",
+    Need.SEVERAL_RESPONSES: "several responses: this model has one",
 }
 
 

@@ -2,5 +2,6 @@
 
 from icl_interp.testing.checks import ProbeContractError, check_probe
 from icl_interp.testing.planting import Planted, plant
+from icl_interp.testing.sharing import PlantedTasks, plant_tasks
 
-__all__ = ["Planted", "ProbeContractError", "check_probe", "plant"]
+__all__ = ["Planted", "PlantedTasks", "ProbeContractError", "check_probe", "plant", "plant_tasks"]

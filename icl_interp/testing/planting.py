@@ -84,7 +84,9 @@ def plant(
         w, m = w[order], m[order]
     config = ModelConfig(task.dim, n_heads=len(w), activation=activation, activation_scale=activation_scale)
     scale = noise * np.abs(w).max()
-    weights = _weights(config, w[:, None, None] * reference_shape(task, task.dim), m, inert_noise, scale, rng)
+    weights = hidden_weights(
+        config, w[:, None, None] * reference_shape(task, task.dim), m[:, None], inert_noise, scale, rng
+    )
     run = Run(config, weights, task=task, origin=f"planted with seed {seed}")
     return Planted(run, tuple(_role(*pair) for pair in zip(w, m, strict=True)), w, m)
 
@@ -125,21 +127,22 @@ def _role(omega: float, mu: float) -> Role:
     return "mean" if omega == 0 else "positive" if omega > 0 else "negative"
 
 
-def _weights(
+def hidden_weights(
     config: ModelConfig,
     KQ_11: Float[np.ndarray, "heads dim dim"],
-    mu: Float[np.ndarray, "heads"],
+    mu: Float[np.ndarray, "heads outputs"],
     inert_noise: float,
     noise: float,
     rng: np.random.Generator,
 ) -> Weights:
+    """Weights of these circuits, factored at random; noise on the live part of KQ and in all that is inert."""
     d, D, heads = config.dim, config.d_model, config.n_heads
     KQ = inert_noise * rng.standard_normal((heads, D, D))
     OV = inert_noise * rng.standard_normal((heads, D, D))
     KQ[:, :, :d] = noise * rng.standard_normal((heads, D, d))
     KQ[:, :d, :d] += KQ_11
     OV[:, d:] = 0
-    OV[:, d, d] = mu
+    OV[:, range(d, D), range(d, D)] = mu
     between_qk, between_vo = _invertible(heads, D, rng), _invertible(heads, D, rng)
     factors = {
         "W_Q": between_qk,

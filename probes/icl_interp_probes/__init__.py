@@ -1,7 +1,8 @@
 """The built-in probes, one question a file.  Importing this package registers them, in reading order."""
 
 # isort: off
-from icl_interp_probes import circuit_pattern, head_roles, kernel_fit, faithfulness
+from icl_interp_probes import circuit_pattern, head_roles, kernel_fit, task_allocation, superposition
+from icl_interp_probes import faithfulness
 from icl_interp_probes import risk, length_generalization, optimality, approximate_loss
 from icl_interp_probes import preconditioner, activation, dynamics
 
@@ -17,4 +18,6 @@ __all__ = [
     "optimality",
     "preconditioner",
     "risk",
+    "superposition",
+    "task_allocation",
 ]

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool
 
 from icl_interp.probing import (
     Bars,
@@ -30,15 +29,12 @@ from icl_interp.probing import (
     not_applicable,
     probe,
 )
-from icl_interp.roles import NEGLIGIBLE, STRUCTURED, Heads
+from icl_interp.roles import SERVES, STRUCTURED, Heads
 from icl_interp_probes.shown import around
 
 SOURCE, IDEAL = "arXiv 2503.12734, Observation 2", "arXiv 2503.12734, (3.2)"
 EXPLAINED = Threshold("trained models leave 0.1 to 1 % unexplained, untrained ones most of it", low=1 - STRUCTURED)
 MATCHED = Threshold("sign(ω)·μ of every attending head has to be positive beyond its error", low=0.0)
-# A head serves a response if its |μ| is this part of the largest there.  In trained models of two and four responses
-# heads that leave a response to others keep 0.09 of it at most, and no other has less than 0.12.
-SERVES = 0.1
 NOTHING = "—"
 
 
@@ -136,7 +132,7 @@ class HeadRolesProbe:
             return Verdict(
                 claim, SOURCE, "inconclusive", "Quarters of the prompts disagree about the roles: too few prompts."
             )
-        counts = heads.are("positive", "negative")[:, None] & _serves(heads)
+        counts = heads.are("positive", "negative")[:, None] & heads.serves
         products = np.where(counts, np.sign(heads.omega)[:, None] * heads.mu, np.inf)
         worst, response = (int(index) for index in np.unravel_index(products.argmin(), products.shape))
         estimate = around(products[worst, response], heads.mu_half[worst, response], "prompts")
@@ -198,7 +194,7 @@ def _duty(heads: Heads, head: int, response: int) -> str:
     role = heads.roles[head]
     if role == "unstructured":  # its μ does not say what it does
         return role
-    if role == "dummy" or not _serves(heads)[head, response]:
+    if role == "dummy" or not heads.serves[head, response]:
         return NOTHING
     if role == "mean":
         return role
@@ -207,10 +203,10 @@ def _duty(heads: Heads, head: int, response: int) -> str:
 
 def _why_mixed(heads: Heads) -> list[str]:
     """What keeps mixed heads from having one sign, as `icl_interp.roles` tells it."""
-    weighs = np.where(np.abs(heads.mu) > NEGLIGIBLE * np.abs(heads.mu).max(1, keepdims=True), np.sign(heads.mu), 0)
+    weighs = np.where(heads.serves, np.sign(heads.mu), 0)
     mixed, opposed = heads.are("mixed"), weighs.min(1) * weighs.max(1) < 0
     reasons = (
-        (mixed & opposed, "add the labels of some responses and subtract, if only a little, those of others"),
+        (mixed & opposed, "add the labels of some responses and subtract those of others"),
         (mixed & ~opposed, "have ω of one sign on some features and of the other on others"),
     )
     return [
@@ -218,13 +214,6 @@ def _why_mixed(heads: Heads) -> list[str]:
         for which, reason in reasons
         if which.any()
     ]
-
-
-def _serves(heads: Heads) -> Bool[np.ndarray, "heads outputs"]:
-    """Which responses a head serves: the only one, if there is one."""
-    size = np.abs(heads.mu)
-    largest = size[heads.are("positive", "negative", "mixed")].max(0, initial=0.0)
-    return (size >= SERVES * largest) | (size.shape[1] == 1)
 
 
 def _rise(outputs: np.ndarray, targets: np.ndarray, removed: np.ndarray) -> Estimate:

@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Float
 
 from icl_interp.activations import activation
+from icl_interp.circuits import Circuits
 from icl_interp.estimators import GradientDescent, best_kernel
 from icl_interp.manifold import Groups, manifold_mu, one_head_formula, optimal_step
 from icl_interp.probing import (
@@ -42,10 +43,10 @@ from icl_interp.probing import (
     slope_of,
 )
 from icl_interp.roles import Heads, Role, along
+from icl_interp_probes.iterates import BATCHES, Iterates
 from icl_interp_probes.shown import around
 
 PAPER = "arXiv 2503.12734"
-BATCHES = 5  # batch means: the late iterates are autocorrelated, their means over a fifth of them hardly are
 FITTED = r"\hat y_q = \sum_h \mu_h \sum_\ell p_\ell (\omega_h\, x_\ell^\top G\, x_q)\, y_\ell"
 FITTED_IN_WORDS = (
     "The prediction as a sum over heads: μ times the sum of the labels, each with the weight p that attention with {} "
@@ -147,7 +148,8 @@ class KernelFitProbe:
         heads, task = context.heads, context.task
         groups = Groups(heads.are("positive"), heads.are("negative"))
         kind = kind_of(heads)
-        iterates, estimate = _judged_on(context, heads)
+        iterates = _iterates(context, heads)
+        estimate, (late_omega, late_mu) = iterates.estimate, iterates.mean
         softmax = context.config.activation == "softmax"
         mu_of = manifold_mu(task) if softmax and kind in ("opposite", "same_sign") else None
         optimum = _one_head_optimum(context) if softmax and kind == "single" else (None, None)
@@ -163,8 +165,8 @@ class KernelFitProbe:
             mu=heads.mu[:, 0],
             mu_half=heads.mu_half[:, 0],
             mu_weights=context.circuits.mu[0, :, 0],
-            late_omega=iterates.omega.mean(0),
-            late_mu=iterates.mu.mean(0),
+            late_omega=late_omega,
+            late_mu=late_mu,
             iterate=iterates.name,
             gamma=estimate(groups.gamma),
             spread=estimate(groups.spread).map(_clip),
@@ -327,46 +329,14 @@ _CLAIMS = (
 )
 
 
-@dataclass(frozen=True, eq=False)
-class _Iterates:
-    """(ω, μ) at one or several steps."""
+def _iterates(context: Context, heads: Heads) -> Iterates:
+    """What the claims are judged on: ω along G and OV_22."""
 
-    omega: Float[np.ndarray, "iterates heads"]
-    mu: Float[np.ndarray, "iterates heads"]
-    name: str
+    def read(circuits: Circuits) -> tuple[np.ndarray, np.ndarray]:
+        KQ_11 = along(context.shape, circuits.KQ_11[0])
+        return np.diagonal(KQ_11, axis1=-2, axis2=-1).mean(-1), circuits.mu[0, :, 0]
 
-
-_Quantity = Callable[[np.ndarray, np.ndarray], float]
-
-
-def _judged_on(context: Context, heads: Heads) -> tuple[_Iterates, Callable[[_Quantity], Estimate]]:
-    """What the claims are judged on, and how a quantity of (ω, μ) is estimated there."""
-    late = _late_iterates(context)
-    if late is not None:
-        return late, lambda quantity: _over_time(quantity, late)
-    mu, mu_half = heads.mu[:, 0], heads.mu_half[:, 0]
-    checkpoint = _Iterates(heads.omega[None], mu[None], "the checkpoint itself")
-    inputs = (heads.omega, heads.omega_half), (mu, mu_half)
-    return checkpoint, lambda quantity: propagate(quantity, *inputs, seed=context.seed)
-
-
-def _late_iterates(context: Context) -> _Iterates | None:
-    """ω and OV_22 at the snapshots of the last fifth of training; None where they are too few for batch means."""
-    circuits = context.late_circuits() if context.offers(Need.DYNAMICS) else []
-    if len(circuits) < 2 * BATCHES:
-        return None
-    KQ_11 = along(context.shape, np.array([c.KQ_11[0] for c in circuits]))
-    omega = np.diagonal(KQ_11, axis1=-2, axis2=-1).mean(-1)
-    name = f"the mean of {len(circuits)} iterates in the last fifth of training"
-    return _Iterates(omega, np.array([c.mu[0, :, 0] for c in circuits]), name)
-
-
-def _over_time(quantity: _Quantity, late: _Iterates) -> Estimate:
-    """`quantity` of the mean iterate; its interval from the means of successive batches."""
-    value = quantity(late.omega.mean(0), late.mu.mean(0))
-    batches = zip(np.array_split(late.omega, BATCHES), np.array_split(late.mu, BATCHES), strict=True)
-    half = mean_of(np.array([quantity(omega.mean(0), mu.mean(0)) for omega, mu in batches])).half
-    return around(value, half, "training time")
+    return Iterates.of(context, read, (heads.omega, heads.omega_half), (heads.mu[:, 0], heads.mu_half[:, 0]))
 
 
 def _functional_step(context: Context) -> Estimate:

@@ -43,7 +43,8 @@ from icl_interp.probing import (
 from icl_interp.roles import along
 from icl_interp.surfaces import pattern_moments, predictor_risk, unit_sizes
 from icl_interp.tasks import LinearRegression
-from icl_interp_probes.kernel_fit import BATCHES, PAPER, Kind, kind_of
+from icl_interp_probes.iterates import BATCHES
+from icl_interp_probes.kernel_fit import PAPER, Kind, kind_of
 
 # Squared errors have heavy tails, and 95 % intervals of few of them cover too little: of risks 85 % at 50 prompts and
 # 92 % at 200; of the distance to debiased GD, which grows with ‖x_q‖³, 68 % at 200 and 85 % at 2,000.

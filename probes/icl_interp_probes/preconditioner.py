@@ -49,7 +49,7 @@ from icl_interp.probing import (
 )
 from icl_interp.roles import STRUCTURED
 from icl_interp.tasks import LinearRegression
-from icl_interp_probes.kernel_fit import BATCHES
+from icl_interp_probes.iterates import BATCHES
 from icl_interp_probes.readings import FIRST_ORDER, Candidates, Reading, basis, distance, length, sized, symmetric
 from icl_interp_probes.shown import around, coordinates
 

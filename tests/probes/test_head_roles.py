@@ -157,8 +157,8 @@ def heads_like(found: HeadRoles, roles: tuple[Role, ...], mu: list[list[float]])
 
 def test_reasons_of_mixed_heads_are_those_of_their_numbers() -> None:
     found, _ = analyzed(sharing(*OWN), budget=200)
-    told = shown(heads_like(found, ("mixed", "mixed", "mixed", "positive"), [[2, -1], [1, 1], [-0.2, 3], [3, 3]]))[2]
-    assert "subtract, if only a little, those of others: 0, 2." in told
+    told = shown(heads_like(found, ("mixed", "mixed", "mixed", "positive"), [[2, -1], [1, 1], [-0.4, 3], [3, 3]]))[2]
+    assert "subtract those of others: 0, 2." in told
     assert "have ω of one sign on some features and of the other on others: 1." in told
 
 
