@@ -132,7 +132,7 @@ def reproduce(options: argparse.Namespace) -> int:
 
     if options.list:
         for each in recipes().values():
-            print(f"{each.name:<14}{each.title} ({each.source})")
+            print(f"{each.name:<19}{each.title} ({each.source})")
         return OK
     bench, gallery = Bench(options.out, options.schedule), Gallery(Path(options.out) / options.schedule)
     failed, interrupted = [], False

@@ -6,6 +6,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import filter as matching
 from importlib import import_module
 from pkgutil import iter_modules
 
@@ -13,7 +14,7 @@ from icl_interp.errors import ConfigError
 from icl_interp.probing import Block
 from icl_interp.reproduce.bench import Bench
 from icl_interp.reproduce.results import Claim, Reproduction
-from icl_interp.reproduce.trainings import SCHEDULES, Schedule
+from icl_interp.reproduce.trainings import SCHEDULES, Schedule, trainings
 
 Made = tuple[Sequence[Claim], Sequence[Block]]
 ALL = "all"
@@ -28,7 +29,8 @@ class Recipe:
         name: on the command line.
         title: what it shows.
         source: where the paper has it.
-        runs: names of the trainings that `make` asks the bench for.
+        runs: names of the trainings that `make` asks the bench for; "map-*" means all whose names begin like that, of
+            which there may be more on one schedule than on another.
         make: the claims and the blocks, from a bench.
     """
 
@@ -49,13 +51,13 @@ class Recipe:
             source=self.source,
             claims=(),
             blocks=(),
-            runs={name: bench.described(name) for name in self.runs},
+            runs={name: self._described(name, bench) for name in self.runs},
             schedule=bench.schedule.name,
             command=self._command(bench.schedule),
             seconds=0.0,
         )
         try:
-            for name in self.runs:
+            for name in self.trained(bench.schedule):
                 bench.runs(name)
             begin = time.perf_counter()
             claims, blocks = self.make(bench)
@@ -63,6 +65,16 @@ class Recipe:
             failure = f"{type(error).__name__}: {error}"
             return replace(found, failure=failure, details="".join(traceback.format_exception(error)))
         return replace(found, claims=tuple(claims), blocks=tuple(blocks), seconds=time.perf_counter() - begin)
+
+    def trained(self, schedule: Schedule) -> list[str]:
+        """`runs`, each name written out."""
+        return [name for each in self.runs for name in _written_out(each, schedule)]
+
+    def _described(self, name: str, bench: Bench) -> str:
+        names = _written_out(name, bench.schedule)
+        if len(names) == 1:
+            return bench.described(names[0])
+        return f"{len(names)} populations, from {bench.described(names[0])} … to {bench.described(names[-1])}"
 
     def _command(self, schedule: Schedule) -> str:
         if schedule in SCHEDULES.values():
@@ -108,6 +120,11 @@ def reproduce(names: Sequence[str], bench: Bench) -> Iterator[Reproduction]:
         )
     wanted = [each for name, each in known.items() if name in names or ALL in names]
     return (each(bench) for each in wanted)
+
+
+def _written_out(name: str, schedule: Schedule) -> list[str]:
+    """The trainings that a name stands for: itself, unless it has a star."""
+    return matching(trainings(schedule), name) if "*" in name else [name]
 
 
 def place_of(name: str) -> tuple[int, int, str]:

@@ -12,7 +12,7 @@ from typing import Literal, TypedDict
 
 from icl_interp.config import ModelConfig
 from icl_interp.records import TrainConfig
-from icl_interp.tasks import LinearRegression, kms
+from icl_interp.tasks import LinearRegression, MultiTaskRegression, kms
 
 ScheduleName = Literal["quick", "paper"]
 PAPER_STEPS = 500_000
@@ -31,6 +31,13 @@ RHOS = (0.3, 0.5, 0.7)
 # The first eight seeds whose two heads end with opposite signs, at each of these ρ: seeds 3 and 7 do not.
 OPPOSITE_SEEDS: dict[float, tuple[int, ...]] = dict.fromkeys(RHOS, (0, 1, 2, 4, 5, 6, 8, 9))
 STREAMS = 32  # of prompts, each shared by as many runs of the population "same-sign"
+TWO_TASKS = MultiTaskRegression(dim=6, supports=[(0, 1, 2, 3), (2, 3, 4, 5)], length=48, noise_var=0.1)  # section 5.4
+TASK_HEADS = (1, 2, 3, 4)
+TASK_STREAMS = 4
+Overlap = Literal["none", "some", "full"]
+OVERLAPS: tuple[Overlap, ...] = ("none", "some", "full")
+MAP_BATCH = 64  # prompts a step, a quarter of the paper's: there are 2,016 runs
+MAP_RECORDS = 32  # a run: 300 MB for the 2,016 of them, and six records in the last fifth, over which they are read
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,9 @@ class Schedule:
         seeds: of each population with correlated covariates.
         basin_seeds, basin_steps: of the population that is asked how often heads take the same sign.
         prompts: of one Monte Carlo number.
+        task_seeds: of each population that solves two tasks.
+        map_tasks: how many tasks the map of superposition has models for.
+        map_seeds, map_steps: of each population on that map.
     """
 
     name: str
@@ -51,6 +61,10 @@ class Schedule:
     basin_seeds: int
     basin_steps: int
     prompts: int
+    task_seeds: int = 4
+    map_tasks: tuple[int, ...] = (2,)
+    map_seeds: int = 4
+    map_steps: int = 10_000
 
     @property
     def whole(self) -> bool:
@@ -60,8 +74,59 @@ class Schedule:
 
 SCHEDULES: dict[ScheduleName, Schedule] = {
     "quick": Schedule("quick", 100_000, 6, 64, 20_000, 40_000),
-    "paper": Schedule("paper", PAPER_STEPS, 8, 256, 20_000, 200_000),
+    "paper": Schedule(
+        "paper",
+        PAPER_STEPS,
+        8,
+        256,
+        20_000,
+        200_000,
+        task_seeds=32,
+        map_tasks=(2, 3, 4),
+        map_seeds=32,
+        map_steps=50_000,
+    ),
 }
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place on the map of superposition: so many tasks of two features each, and so many heads to solve them.
+
+    The best step is that of the paper's two tasks, as |S_n|/L is.
+
+    Args:
+        tasks: N.
+        overlap: "none", no feature has two tasks; "some", neighbours share one, S_n = {n, n + 1}; "full", all tasks
+            have the same two, so that there is nothing to tell apart.
+        heads: H.
+    """
+
+    tasks: int
+    overlap: Overlap
+    heads: int
+
+    @property
+    def training(self) -> str:
+        """What its population is called."""
+        return f"map-n{self.tasks}-{self.overlap}-h{self.heads}"
+
+    @property
+    def task(self) -> MultiTaskRegression:
+        """L = 24, σ² = 0.1."""
+        stride = {"none": 2, "some": 1, "full": 0}[self.overlap]
+        supports = [(n * stride, n * stride + 1) for n in range(self.tasks)]
+        return MultiTaskRegression(supports[-1][-1] + 1, supports, length=24, noise_var=0.1)
+
+
+def sites(schedule: Schedule) -> tuple[Site, ...]:
+    """The whole map: one to 2N + 1 heads for every number of tasks and every overlap."""
+    return tuple(
+        Site(tasks, overlap, heads)
+        for tasks in schedule.map_tasks
+        for overlap in OVERLAPS
+        for heads in range(1, 2 * tasks + 2)
+    )
 
 
 def trainings(schedule: Schedule) -> dict[str, tuple[TrainConfig, ...]]:
@@ -81,6 +146,16 @@ def trainings(schedule: Schedule) -> dict[str, tuple[TrainConfig, ...]]:
                 for seed in OPPOSITE_SEEDS[rho][: schedule.seeds]
             )
             for rho in RHOS
+        },
+        **{
+            f"two-tasks-h{heads}": _population(TWO_TASKS, heads, schedule.steps, schedule.task_seeds)
+            for heads in TASK_HEADS
+        },
+        **{
+            site.training: _population(
+                site.task, site.heads, schedule.map_steps, schedule.map_seeds, MAP_RECORDS, MAP_BATCH
+            )
+            for site in sites(schedule)
         },
         "same-sign": tuple(
             TrainConfig(MAIN, ModelConfig(MAIN.dim), schedule.basin_steps, seed=seed, data_seed=seed % STREAMS)
@@ -128,3 +203,14 @@ def _config(
 ) -> TrainConfig:
     model = ModelConfig(task.dim, n_heads=n_heads, activation=activation, activation_scale=activation_scale)
     return TrainConfig(task, model, schedule.steps, seed=seed)
+
+
+def _population(
+    task: MultiTaskRegression, n_heads: int, steps: int, seeds: int, n_records: int = 300, batch_size: int = 256
+) -> tuple[TrainConfig, ...]:
+    """Runs that solve several tasks, which share `TASK_STREAMS` streams of prompts."""
+    model = ModelConfig(task.dim, task.n_outputs, n_heads)
+    return tuple(
+        TrainConfig(task, model, steps, batch_size, seed=seed, n_records=n_records, data_seed=seed % TASK_STREAMS)
+        for seed in range(seeds)
+    )

@@ -13,7 +13,18 @@ from icl_interp.errors import ConfigError, TrainingError
 from icl_interp.records import TrainConfig
 from icl_interp.reproduce import MAIN, SCHEDULES, Bench, Schedule
 from icl_interp.reproduce import bench as bench_module
-from icl_interp.reproduce.trainings import HEADS, PAPER_STEPS, RHOS, described, trainings
+from icl_interp.reproduce.trainings import (
+    HEADS,
+    MAP_BATCH,
+    PAPER_STEPS,
+    RHOS,
+    TASK_HEADS,
+    TWO_TASKS,
+    Site,
+    described,
+    sites,
+    trainings,
+)
 
 TINY = Schedule("tiny", steps=60, seeds=2, basin_seeds=3, basin_steps=40, prompts=5_000)
 
@@ -120,12 +131,39 @@ def test_the_trainings_are_the_papers(schedule):
     known = trainings(schedule)
     assert {f"h{heads}" for heads in HEADS} | {f"kms-{rho:g}" for rho in RHOS} | {"linear", "same-sign"} <= known.keys()
     for name, configs in known.items():
-        assert {c.batch_size for c in configs} == {256}
         assert {(c.optimizer, c.lr) for c in configs} == {("adam", 1e-3)}
-        assert {(c.task.dim, c.task.length, c.task.noise_var) for c in configs} == {(5, 40, 0.1)}
         assert len({c.seed for c in configs}) == len(configs)
-        assert {c.steps for c in configs} == {schedule.basin_steps if name == "same-sign" else schedule.steps}
+        if not name.startswith("map-"):
+            assert {c.batch_size for c in configs} == {256}
+            assert {c.steps for c in configs} == {schedule.basin_steps if name == "same-sign" else schedule.steps}
+        if not name.startswith(("map-", "two-tasks-")):
+            assert {(c.task.dim, c.task.length, c.task.noise_var) for c in configs} == {(5, 40, 0.1)}
     assert schedule.whole == (schedule.steps == PAPER_STEPS)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=lambda schedule: schedule.name)
+def test_populations_that_solve_several_tasks(schedule):
+    known = trainings(schedule)
+    for heads in TASK_HEADS:
+        configs = known[f"two-tasks-h{heads}"]
+        assert {(c.task, c.model.n_heads) for c in configs} == {(TWO_TASKS, heads)}
+        assert [(c.seed, c.data_seed) for c in configs] == [(seed, seed % 4) for seed in range(schedule.task_seeds)]
+    for site in sites(schedule):
+        configs = known[site.training]
+        assert {(c.task, c.model.n_heads) for c in configs} == {(site.task, site.heads)}
+        assert {(c.steps, c.batch_size) for c in configs} == {(schedule.map_steps, MAP_BATCH)}
+        assert [(c.seed, c.data_seed) for c in configs] == [(seed, seed % 4) for seed in range(schedule.map_seeds)]
+    assert sum(name.startswith("map-") for name in known) == len(sites(schedule))
+
+
+def test_the_sites_of_the_map():
+    found = sites(SCHEDULES["paper"])
+    assert len(found) == len(set(found)) == 3 * (5 + 7 + 9)
+    assert Site(3, "none", 4).training == "map-n3-none-h4"
+    assert Site(3, "none", 4).task.supports == ((0, 1), (2, 3), (4, 5))
+    assert Site(3, "some", 4).task.supports == ((0, 1), (1, 2), (2, 3))
+    assert Site(3, "full", 4).task.supports == ((0, 1), (0, 1), (0, 1))
+    assert [Site(3, overlap, 4).task.dim for overlap in ("none", "some", "full")] == [6, 4, 2]
 
 
 def test_trainings_in_words():

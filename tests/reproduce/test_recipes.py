@@ -9,7 +9,7 @@ from icl_interp.reproduce import recipes as recipes_module  # the function: the 
 from icl_interp.reproduce.trainings import SCHEDULES, trainings
 
 TINY = Schedule("tiny", steps=60, seeds=2, basin_seeds=3, basin_steps=40, prompts=500)
-FIGURES = [f"figure-{number}" for number in (1, *range(3, 16), 20, 21, 22)]
+FIGURES = [f"figure-{number}" for number in (1, *range(3, 23))]
 
 
 @pytest.fixture
@@ -35,13 +35,15 @@ def own_recipes(monkeypatch):
 
 
 def test_all_of_the_paper_is_there_in_its_order():
-    assert list(recipes()) == [*FIGURES, "table-1", "same-sign", "theorem-4.2"]
+    rest = ["same-sign", "superposition-map", "theorem-4.2"]
+    assert list(recipes()) == [*FIGURES, "table-1", "table-2", *rest]
 
 
 def test_every_recipe_knows_its_trainings():
     known = trainings(SCHEDULES["quick"])
     for name, each in recipes().items():
-        assert set(each.runs) <= known.keys(), name
+        assert each.trained(SCHEDULES["quick"]) or not each.runs, name
+        assert set(each.trained(SCHEDULES["quick"])) <= known.keys(), name
         assert each.title
         assert each.source
 
@@ -55,6 +57,23 @@ def test_each_comes_as_soon_as_it_is_made_and_a_crash_stops_nothing(own_recipes,
     assert (ten.blocks[0].text, ten.failure, ten.schedule) == ("ten", "", "tiny")
     assert (broken.claims, broken.blocks, broken.failure) == ((), (), "RuntimeError: no luck")
     assert "raise RuntimeError" in broken.details
+
+
+def test_trainings_by_the_beginning_of_their_name(own_recipes, tmp_path):
+    @recipe("figure-2", "Two", "Figure 2", runs=["map-n2-full-*", "h1"])
+    def two(bench):
+        return [Claim("there are five of two", "shown", f"{len(bench.runs('map-n2-full-h5'))} runs.")], []
+
+    few = Schedule("few", 60, 2, 3, 40, 500, map_seeds=2, map_steps=40)
+    each = recipes()["figure-2"]
+    assert each.trained(few) == [*(f"map-n2-full-h{heads}" for heads in range(1, 6)), "h1"]
+    assert len(each.trained(SCHEDULES["paper"])) == 6
+    bench = Bench(tmp_path, few)
+    made = each(bench)
+    assert made.claims[0].sentence == "2 runs."
+    first, last = bench.described("map-n2-full-h1"), bench.described("map-n2-full-h5")
+    assert made.runs == {"map-n2-full-*": f"5 populations, from {first} … to {last}", "h1": bench.described("h1")}
+    assert sorted(path.name for path in (tmp_path / "runs" / "few").iterdir()) == sorted(each.trained(few))
 
 
 def test_all(own_recipes, tmp_path):
