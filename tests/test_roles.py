@@ -171,7 +171,7 @@ def test_a_head_that_serves_two_responses_with_different_signs_is_mixed() -> Non
 def test_intervals_of_mu_cover_the_regression_on_more_prompts() -> None:
     """μ as a function is the slope on infinitely many prompts; small samples' intervals should contain it."""
     planted = plant(TASK, roles=("positive", "negative"), noise=0.1, seed=4)
-    truth = heads_of(planted.run, n=200_000).mu[:, 0]
+    truth = heads_of(planted.run, n=50_000).mu[:, 0]
     covered = []
     for seed in range(60):
         prompt = TASK.sample(500, generator=torch.Generator().manual_seed(seed + 1)).to(dtype=torch.float64)

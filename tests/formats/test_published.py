@@ -377,9 +377,9 @@ def test_a_record_that_cannot_be_read_spoils_nothing(checkpoint, name, change, r
 @pytest.mark.parametrize("value", [pytest.param(0.1, marks=pytest.mark.slow), torch.tensor(0.1)])
 def test_a_long_record_takes_no_minutes(checkpoint, value):
     start = time.monotonic()
-    for length in (200_000, 10_000_000):
+    for length in (200_000, 2_000_000):
         checkpoint["qk_dynamics"] = [[value] * length] * 2
-        checkpoint["training_losses"] = [value] * 2_000_000
+        checkpoint["training_losses"] = [value] * 500_000
         load_run(checkpoint)
     assert time.monotonic() - start < 30
 

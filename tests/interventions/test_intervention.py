@@ -166,10 +166,10 @@ def test_removing_every_head_leaves_the_variance_of_the_response():
 
 
 def test_intervals_cover(task):
-    """A 95 % interval of 200 prompts holds the truth (of 200,000) about as often as it should."""
+    """A 95 % interval of 200 prompts holds the truth (of 40,000) about as often as it should."""
     model = plant(task, roles=["positive", "negative"]).run.model()
     edit = zero_ablation(model, 0)
-    truth = edit.risk_change(task.sample(200_000, generator=torch.Generator().manual_seed(0))).value
+    truth = edit.risk_change(task.sample(40_000, generator=torch.Generator().manual_seed(0))).value
     generator = torch.Generator().manual_seed(1)
     held = [
         e.low < truth < e.high for e in (edit.risk_change(task.sample(200, generator=generator)) for _ in range(300))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import cache, lru_cache
 
 import numpy as np
 import pytest
@@ -32,11 +33,13 @@ PUBLISHED = [
 ]
 
 
+@cache
 def pair(name: str, scale: float, omega: float, mu: float, task: LinearRegression = TASK) -> Run:
     """Two opposite heads."""
     return plant(task, omega=[omega, -omega], mu=[mu, -mu], activation=name, activation_scale=scale).run
 
 
+@lru_cache(16)  # of one pair several things are asked
 def outcome(run: Run, budget: int) -> Outcome:
     return icl.analyze(run, budget=budget, probes=[ActivationProbe])["activation"]
 

@@ -78,7 +78,7 @@ def test_everything_holds_in_the_valley_and_the_numbers_are_right() -> None:
 def test_each_claim_fails_where_it_is_violated(
     omega: list[float], mu: list[float], fails: str, holds: str | None
 ) -> None:
-    _, statuses = analyzed(plant(TASK, omega=omega, mu=mu).run, 16_000)
+    _, statuses = analyzed(plant(TASK, omega=omega, mu=mu).run, 8_000)
     assert statuses[fails] == "fails"
     assert holds is None or statuses[holds] == "holds"
 

@@ -3,12 +3,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import icl_interp as icl
@@ -43,12 +44,15 @@ def recorded(run: Run, steps: Sequence[int], omega: object, mu: object, keep: sl
     return replace(run, dynamics=dynamics)
 
 
-def outcome(run: Run) -> Outcome:
-    return icl.analyze(run, budget=1000, probes=["dynamics"])["dynamics"]
+@lru_cache(8)  # tests ask several things of one run
+def outcome(run: Run, budget: int = 1000) -> Outcome:
+    return icl.analyze(run, budget=budget, probes=["dynamics"])["dynamics"]
 
 
 def found(run: Run) -> HeadDynamics:
-    return icl.analyze(run, budget=1000, probes=["dynamics"]).get(HeadDynamics)
+    value = outcome(run).value
+    assert isinstance(value, HeadDynamics)
+    return value
 
 
 def shown(run: Run, kind: type[Block]) -> dict[str, Any]:
@@ -176,18 +180,18 @@ def course(noise: float = 0.004) -> tuple[np.ndarray, np.ndarray]:
 
 
 def judged(run: Run, budget: int = 1000) -> dict[str, str]:
-    return {
-        verdict.claim: verdict.status
-        for verdict in icl.analyze(run, budget=budget, probes=["dynamics"])["dynamics"].verdicts
-    }
+    return {verdict.claim: verdict.status for verdict in outcome(run, budget).verdicts}
 
 
 def judged_course(omega: np.ndarray, mu: np.ndarray) -> dict[str, str]:
     return judged(recorded(SIGNED, LONG, omega, mu, slice(-1, None)))
 
 
+GOOD = recorded(SIGNED, LONG, *course(), slice(-1, None))
+
+
 def test_all_holds_of_a_good_course() -> None:
-    assert judged_course(*course()) == dict.fromkeys(CLAIMS, "holds")
+    assert judged(GOOD) == dict.fromkeys(CLAIMS, "holds")
 
 
 def late_signs(omega: np.ndarray, mu: np.ndarray) -> None:
@@ -245,8 +249,7 @@ def test_much_noise_leaves_open_what_it_hides(claim: str) -> None:
 
 def test_the_course_is_measured() -> None:
     """Of a course whose numbers are known, up to the noise."""
-    omega, mu = course()
-    found_course = found(recorded(SIGNED, LONG, omega, mu, slice(-1, None))).course
+    found_course = found(GOOD).course
     assert found_course is not None
     assert found_course.grown == pytest.approx(240, rel=0.08)
     assert found_course.peak == pytest.approx(560, rel=0.15)
@@ -278,8 +281,7 @@ def test_a_path_of_the_flow_is_its_own_company() -> None:
 
 @pytest.mark.parametrize("budget", [1, 8, 50])
 def test_with_few_prompts_nothing_holds(budget: int) -> None:
-    run = recorded(SIGNED, LONG, *course(), slice(-1, None))
-    assert not {"holds", "fails"} & set(judged(run, budget).values())
+    assert not {"holds", "fails"} & set(judged(GOOD, budget).values())
 
 
 def test_a_record_that_ends_too_soon_tells_nothing() -> None:
@@ -377,8 +379,7 @@ def test_covariates_of_another_variance_have_the_same_flow_in_their_own_units() 
 
 
 def test_the_flow_is_shown_beside_the_training() -> None:
-    run = recorded(SIGNED, LONG, *course(), slice(-1, None))
-    lines, tables = shown(run, Lines), shown(run, Table)
+    lines, tables = shown(GOOD, Lines), shown(GOOD, Table)
     whole, heads = lines["γ at equal Σ|μ|"], lines["ω at equal Σ|μ|"]
     assert whole.names == ("training", "flow of all heads", "two-head flow (B.4)")
     assert heads.names[:1] + heads.names[3:4] == ("head 0 (positive)", "head 0 (positive), flow")
@@ -391,8 +392,7 @@ def test_the_flow_is_shown_beside_the_training() -> None:
 
 
 def test_the_contract_holds_for_a_whole_course() -> None:
-    run = recorded(SIGNED, LONG, *course(), slice(-1, None))
-    check_probe(DynamicsProbe, run, replace(run, task=None), budget=300)
+    check_probe(DynamicsProbe, GOOD, replace(GOOD, task=None), budget=300)
 
 
 # --- Pictures ---------------------------------------------------------------------------------------------------------
@@ -436,6 +436,7 @@ def untrained(dim: int, n_heads: int, steps: Sequence[int]) -> Run:
     return recorded(run, steps, *rng.standard_normal((2, len(steps), n_heads)))
 
 
+@settings(max_examples=60)
 @given(st.sets(st.integers(0, 10**6), min_size=2, max_size=300), st.integers(1, 6), st.integers(1, 20))
 def test_what_is_shown_is_a_spread_of_the_record_with_both_ends(steps: set[int], dim: int, n_heads: int) -> None:
     whole = sorted(steps)

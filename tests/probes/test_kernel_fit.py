@@ -64,14 +64,14 @@ def test_the_same_sign_basin_is_called_so() -> None:
 
 
 def test_one_head_is_compared_with_the_true_optimum_and_not_with_the_formula() -> None:
-    at_optimum, statuses = analyzed(plant(TASK, omega=[-0.518], mu=[-1.50]).run, budget=32_768)
+    at_optimum, statuses = analyzed(plant(TASK, omega=[-0.518], mu=[-1.50]).run, budget=16_384)
     assert statuses == {**dict.fromkeys(SEVERAL, "not_applicable"), "one_head_optimum": "holds"}
     assert at_optimum.optimum_omega is not None
     assert at_optimum.optimum_omega.value == pytest.approx(0.518, abs=0.01)
     assert at_optimum.optimum_mu is not None
     assert at_optimum.optimum_mu.value == pytest.approx(1.50, abs=0.02)
     assert at_optimum.formula_omega == pytest.approx(1 / np.sqrt(5))
-    at_formula, statuses = analyzed(plant(TASK, omega=[1 / np.sqrt(5)], mu=[1.628]).run, budget=32_768)
+    at_formula, statuses = analyzed(plant(TASK, omega=[1 / np.sqrt(5)], mu=[1.628]).run, budget=16_384)
     assert statuses["one_head_optimum"] == "fails"
     assert at_formula.kind == "single"
 

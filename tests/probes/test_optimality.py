@@ -100,7 +100,7 @@ MU = theory.manifold_mu(0.13, **SIZES)
 def test_each_claim_fails_where_it_is_violated(
     claim: str, omega: list[float], mu: list[float], holds: tuple[str, ...]
 ) -> None:
-    _, statuses = analyzed(plant(TASK, omega=omega, mu=mu).run, 32_000)
+    _, statuses = analyzed(plant(TASK, omega=omega, mu=mu).run, 16_000)
     assert statuses[claim] == "fails"
     assert {name: statuses[name] for name in holds} == dict.fromkeys(holds, "holds")
 

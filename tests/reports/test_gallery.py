@@ -166,7 +166,7 @@ def test_figures_are_drawn_when_the_reader_comes_near(browser, page_file):
     context.close()
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])
+@pytest.mark.parametrize(("width", "scheme"), [pytest.param(1280, "light", marks=pytest.mark.slow), (400, "dark")])
 def test_for_everyone(browser, page_file, width, scheme):
     from axe_playwright_python.sync_playwright import Axe
 

@@ -201,6 +201,12 @@ def full():
     return Page(to_html(everywhere("tame text")))
 
 
+@cache
+def tame():
+    """The tags of a harmless page, whose order is that of every page, and their kinds."""
+    return structure(full()), kinds(full())
+
+
 def structure(page):
     """Tags, attributes and what is not text of those; what is in a picture or a formula depends on its words."""
     fixed = ("class", "type", "role", "scope", "name", "http-equiv", "charset", "lang", "hidden")
@@ -331,14 +337,14 @@ def test_the_same_analysis_gives_the_same_text():
 
 
 def test_so_it_does_in_another_process_and_importing_reports_is_cheap():
-    def started(seed):
-        environment = {**os.environ, "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"}
-        return subprocess.Popen([sys.executable, "-c", ANEW], stdout=subprocess.PIPE, text=True, env=environment)
-
-    first, second = (process.communicate()[0].splitlines() for process in (started("1"), started("2")))
-    assert first == second
-    assert first[0] == ""  # what importing brought along
-    assert len(first[1]) == 64
+    seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"  # sets are in another order there
+    environment = {**os.environ, "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"}
+    there = subprocess.run([sys.executable, "-c", ANEW], capture_output=True, text=True, env=environment)
+    run = plant(LinearRegression(3, 8), roles=("positive", "negative")).run
+    here = icl.analyze(run, probes=["circuit_pattern", "kernel_fit"], budget=50).to_html()
+    brought_along, digest_there = there.stdout.splitlines()
+    assert brought_along == ""
+    assert digest_there == hashlib.sha256(here.encode()).hexdigest()
 
 
 # --- Hostile files ----------------------------------------------------------------------------------------------------
@@ -348,16 +354,16 @@ def unharmed(text):
     """A page with `text` everywhere differs from a tame one in its words only."""
     html = to_html(everywhere(text))
     page = Page(html)
-    assert kinds(page) <= kinds(full())
+    assert kinds(page) <= tame()[1]
     assert stays_here(page)
     assert all(places(e) for e in page.elements)
     assert [e.text for e in executable(page)] == [e.text for e in executable(full())]
     assert page.one("style").text == full().one("style").text
-    steering = {c for c in html if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")}
+    steering = {c for c in set(html) if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")}
     assert steering <= set("\n\u200b\u2061\u2062\u2063\u2064")  # the last ones from TeX
     assert len(html.encode()) <= LIMIT
     if len(text) < 5_000:  # else much is left out
-        assert structure(page) == structure(full())
+        assert structure(page) == tame()[0]
         assert policy(page) == policy(full())
         assert page.json("results") == same_after_json(everywhere(text).to_data())
     return page
@@ -378,7 +384,7 @@ def test_nothing_that_a_file_says_becomes_markup(text):
         assert start in said  # but it is there to read
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(NASTY)
 def test_no_text_at_all_becomes_markup(text):
     unharmed(text)
@@ -395,13 +401,13 @@ def left_out(page):
 
 def test_of_the_enormous_the_largest_is_left_out():
     rng = np.random.default_rng(0)
-    x, names = np.arange(1e6), tuple("abcdefgh")
+    x, names = np.arange(3e5), tuple("abcdefgh")
     small = Heatmap(rng.normal(size=(2, 5, 5)), ("KQ", "OV"), "small")
     rows = tuple((str(i), float(i), None) for i in range(100_000))
     analysis = make(
         done(Lines(x, rng.normal(size=(8, len(x))), names, "long curves"), small, name="curves"),
         done(small, Heatmap(rng.normal(size=(8, 400, 400)), names, "large matrices"), name="matrices"),
-        done(Frames(rng.normal(size=(200, 8, 60, 60)), np.arange(200), names, "many matrices"), small, name="frames"),
+        done(Frames(rng.normal(size=(80, 8, 60, 60)), np.arange(80), names, "many matrices"), small, name="frames"),
         done(Table(("a", "b", "c"), rows, "a long table"), name="table", value=Found("text", x)),
         done(small, name="circuits", value=Found("text", x)),
     )

@@ -15,7 +15,7 @@ from icl_interp.reproduce.figures.activations import PRINTED, STAR, linear_gain,
 from icl_interp.reproduce.trainings import ACTIVATIONS
 from icl_interp.testing import plant
 
-WHOLE = Schedule("whole", steps=500_000, seeds=2, basin_seeds=3, basin_steps=40, prompts=8_000)
+WHOLE = Schedule("whole", steps=500_000, seeds=2, basin_seeds=3, basin_steps=40, prompts=4_000)
 STEPS = np.array([0, *np.geomspace(1, 350_000, 40).round().astype(int), *range(400_000, 500_001, 5_000)])
 Heads = tuple[list[float], list[float]]  # ω and μ
 Course = Callable[[np.ndarray], np.ndarray]  # a factor of ω for every step

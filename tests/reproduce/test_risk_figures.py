@@ -135,7 +135,7 @@ def test_the_risk_of_ridge_with_labels_integrated_out():
 
 
 def test_figure_4_of_ideal_heads(tmp_path):
-    claims, blocks = risks.figure_4(PlantedBench(tmp_path, 20_000, **trained()))
+    claims, blocks = risks.figure_4(PlantedBench(tmp_path, 10_000, **trained()))
     assert {claim.claim: claim.status for claim in claims if claim.status not in ("reproduced", "shown")} == {}
     assert sum(claim.status == "shown" for claim in claims) == 2
     assert [type(block).__name__ for block in blocks] == ["Lines", "Lines", "Table", "Table", "Text"]
@@ -168,7 +168,7 @@ def test_figure_4_with_too_few_prompts(tmp_path):
 
 
 def test_figure_8_of_ideal_models(tmp_path):
-    bench = PlantedBench(tmp_path, 20_000, linear=linear(BEST), h1=heads(**ONE_HEAD), h2=pair())
+    bench = PlantedBench(tmp_path, 10_000, linear=linear(BEST), h1=heads(**ONE_HEAD), h2=pair())
     claims, blocks = risks.figure_8(bench)
     assert {claim.status for claim in claims} == {"reproduced"}
     turn = next(claim.ours for claim in claims if "by the formula" in claim.claim)
@@ -177,7 +177,7 @@ def test_figure_8_of_ideal_models(tmp_path):
 
 
 def test_figure_8_of_linear_attention_that_was_trained_at_another_length(tmp_path):
-    bench = PlantedBench(tmp_path, 20_000, linear=linear(1 / 86.5), h1=heads(**ONE_HEAD), h2=linear(BEST))
+    bench = PlantedBench(tmp_path, 10_000, linear=linear(1 / 86.5), h1=heads(**ONE_HEAD), h2=linear(BEST))
     found = statuses(risks.figure_8(bench))
     assert the(found, "turns up after it") == "differs"
     assert the(found, "by the formula") == the(found, "by Monte Carlo too") == "differs"
@@ -189,7 +189,7 @@ def test_figure_8_of_linear_attention_that_was_trained_at_another_length(tmp_pat
 
 def test_figure_8_of_linear_attention_along_other_directions(tmp_path):
     off = recorded(heads([0.4], [BEST / 0.4], activation="linear", noise=0.5))
-    found = statuses(risks.figure_8(PlantedBench(tmp_path, 20_000, linear=off, h1=heads(**ONE_HEAD), h2=pair())))
+    found = statuses(risks.figure_8(PlantedBench(tmp_path, 10_000, linear=off, h1=heads(**ONE_HEAD), h2=pair())))
     assert the(found, "the risk of the formula") == "differs"
 
 

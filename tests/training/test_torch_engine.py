@@ -71,10 +71,10 @@ def by_autograd(config: TrainConfig, steps: int) -> tuple[Weights, float]:
     return model.weights(), total
 
 
-def test_three_hundred_steps_of_adam_are_torchs() -> None:
+def test_many_steps_of_adam_are_torchs() -> None:
     run = config()
-    wanted, total = by_autograd(run, 300)
-    engine = trained([run], 300)
+    wanted, total = by_autograd(run, 150)
+    engine = trained([run], 150)
     assert oracles.distance(engine.weights()[0], wanted) < 1e-5
     assert engine.total_losses()[0] == pytest.approx(total, rel=1e-6)
 
