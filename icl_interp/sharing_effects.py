@@ -59,7 +59,7 @@ class Effects:
     def estimate(
         self, quantity: Callable[[Sharing], float], same: Bool[np.ndarray, "tasks tasks"] | None = None
     ) -> Estimate:
-        """`quantity` of all prompts; its interval from the batches, infinite if they are too small for d slopes each."""
+        """`quantity` of all prompts; its interval from the batches, infinite if they are too small for d slopes."""
         value = quantity(self.sharing(same))
         if self.prompts.min() < 2 * self.cross.shape[-1]:
             return _around(value, np.inf)

@@ -78,8 +78,8 @@ def test_more_heads_than_a_mode_takes_and_still_that_mode() -> None:
     assert statuses == {MODE: "fails", ABLATED: "holds", GROUPS: "holds"}
     assert (found.mode, found.expected) == ("II", "III")
     assert sentence(run, MODE) == (
-        "4 heads for 2 tasks: mode II, one preconditioned gradient descent for all tasks; the paper finds mode III with "
-        "so many."
+        "4 heads for 2 tasks: mode II, one preconditioned gradient descent for all tasks; the paper finds mode III "
+        "with so many."
     )
 
 
