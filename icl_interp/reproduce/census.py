@@ -28,12 +28,11 @@ from icl_interp.probing import Estimate
 from icl_interp.records import Run, Runs
 from icl_interp.reproduce.figures.basin import LATE, share_of
 from icl_interp.reproduce.trainings import Site
-from icl_interp.sharing import BALANCED, CLEAR, Sharing, own_steps, same_supports
+from icl_interp.sharing import BALANCED, CLEAR, SWAPPED, Sharing, own_steps, same_supports, swapped_steps
 from icl_interp.tasks import MultiTaskRegression
 
 Kind = Literal["I", "II", "III", "IV", "packed", "swapped", "other"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-SWAPPED = 0.25  # of a task's steps; where none are there it is 0.00 to 0.02
 PACKED = 0.02  # above the least risk that the directions allow; runs that get there are within 0.001 of it
 
 Steps = Float[np.ndarray, "tasks features"]
@@ -44,7 +43,7 @@ class Reading:
     """One run, by the mean of its last fifth.
 
     Args:
-        kind: its mode; "swapped", a task gets a quarter of its steps from swapped heads; "packed", the best steps for
+        kind: its mode; "swapped", a task gets a tenth of its steps from swapped heads; "packed", the best steps for
             all tasks that H − 1 directions allow, where that is neither one predictor for all nor one for each.
         resolved: whether every task has the best step on its own features and none elsewhere, in whichever way, and
             heads whose means cancel.
@@ -73,11 +72,11 @@ class Reading:
             raise ConfigError("the map is made of runs that were trained on several tasks, with their records")
         late = [run.circuits(step) for step in dynamics.late_steps()]
         omega, mu, swapped, read = (np.mean([part(each) for each in late], 0) for part in _PARTS)
-        sharing = Sharing.of_weights(*mirrored(omega, mu, task), same_supports(task.uses))
-        part = np.abs(swapped).sum(1) / (np.abs(swapped) + np.abs(sharing.steps)).sum(1)
+        sharing = Sharing.of_weights(*mirrored(omega, mu, task), same_supports(task.uses), swapped)
+        part = sharing.swapped_part
         return cls(
-            kind=_kind(sharing, task, run.model_config.n_heads, float(part.max())),
-            resolved=_resolved(sharing.steps + swapped, sharing.imbalance * (1 - part), task)
+            kind=_kind(sharing, task, run.model_config.n_heads),
+            resolved=_resolved(sharing.steps, sharing.imbalance * (1 - part), task)
             and bool((_lean(read) * part).max() <= BALANCED),
             swapped=float(part.max()),
             score=sharing.score,
@@ -196,7 +195,7 @@ def mean_risk(steps: Steps, task: MultiTaskRegression) -> float:
 _PARTS: tuple[Callable[[Circuits], np.ndarray], ...] = (
     lambda circuits: circuits.diagonal[0],
     lambda circuits: circuits.mu[0],
-    lambda circuits: (circuits.OV_21[0] * circuits.KQ_21[0]).sum(0),
+    swapped_steps,
     lambda circuits: circuits.OV_21[0],
 )
 
@@ -206,8 +205,8 @@ def _lean(read: Float[np.ndarray, "heads tasks features"]) -> Float[np.ndarray, 
     return np.linalg.norm(read.sum(0), axis=-1) / np.linalg.norm(read, axis=-1).sum(0).clip(min=1e-12)
 
 
-def _kind(sharing: Sharing, task: MultiTaskRegression, heads: int, swapped: float) -> Kind:
-    if swapped >= SWAPPED:
+def _kind(sharing: Sharing, task: MultiTaskRegression, heads: int) -> Kind:
+    if sharing.swapped_part.max() >= SWAPPED:
         return "swapped"
     if sharing.mode != "other":
         return sharing.mode

@@ -31,7 +31,7 @@ class Iterates:
         omega, mu: with the iterates first.
         name: what they are, in words.
         errors: half-widths of ω and μ where there is a single iterate.
-        seed: of the draws by which those errors are propagated.
+        seed, draws: of the errors' propagation.
     """
 
     omega: Float[np.ndarray, "iterates heads *of_each"]
@@ -39,9 +39,10 @@ class Iterates:
     name: str
     errors: tuple[np.ndarray, np.ndarray] | None = None
     seed: int = 0
+    draws: int = 1_000
 
     @classmethod
-    def of(cls, context: Context, read: Read, omega: Known, mu: Known) -> Iterates:
+    def of(cls, context: Context, read: Read, omega: Known, mu: Known, draws: int = 1_000) -> Iterates:
         """The late iterates, as `read` gives (ω, μ) of circuits; `omega` and `mu` where they are too few.
 
         Needs (or uses) DYNAMICS.
@@ -49,7 +50,7 @@ class Iterates:
         late = context.late_circuits() if context.offers(Need.DYNAMICS) else []
         if len(late) < 2 * BATCHES:
             errors = omega[1], mu[1]
-            return cls(omega[0][None], mu[0][None], "the checkpoint itself", errors, context.seed)
+            return cls(omega[0][None], mu[0][None], "the checkpoint itself", errors, context.seed, draws)
         pairs = [read(circuits) for circuits in late]
         name = f"the mean of {len(pairs)} iterates in the last fifth of training"
         return cls(np.array([pair[0] for pair in pairs]), np.array([pair[1] for pair in pairs]), name)
@@ -63,7 +64,8 @@ class Iterates:
         """`quantity` of the mean iterate; its interval from the means of successive batches, or from the errors."""
         omega, mu = self.mean
         if self.errors is not None:
-            return propagate(quantity, (omega, self.errors[0]), (mu, self.errors[1]), seed=self.seed)
+            known = (omega, self.errors[0]), (mu, self.errors[1])
+            return propagate(quantity, *known, seed=self.seed, draws=self.draws)
         batches = zip(np.array_split(self.omega, BATCHES), np.array_split(self.mu, BATCHES), strict=True)
         half = mean_of(np.array([quantity(w.mean(0), m.mean(0)) for w, m in batches])).half
         return around(quantity(omega, mu), half, "training time")

@@ -43,7 +43,7 @@ from icl_interp.sharing import MATTERS, SHARED, Sharing, same_supports, uses_of
 from icl_interp_probes.kernel_fit import LINEAR_GAIN, ZERO_SUM
 from icl_interp_probes.shown import KEPT, coordinates, extreme
 from icl_interp_probes.task_costs import DEBIASED, MODEL, Costs
-from icl_interp_probes.task_steps import Steps, iterates_of, positive
+from icl_interp_probes.task_steps import Steps, iterates_of, positive, swapped_of
 
 SOURCE = "arXiv 2503.12734, section 5.4"
 STEPS_SOURCE = "arXiv 2503.12734, (A.3)–(A.4)"
@@ -125,7 +125,8 @@ class SuperpositionProbe:
         heads, same = context.heads, same_supports(uses_of(context.task))
         iterates = iterates_of(context, heads)
         omega, mu = iterates.mean
-        sharing = Sharing.of_weights(omega, mu, same)
+        swapped = swapped_of(context)
+        sharing = Sharing.of_weights(omega, mu, same, swapped)
         # Where ω and μ do not describe the heads, or attention is another, nobody knows what dedicated heads would be.
         comparable = heads.structured and context.config.activation == "softmax"
         return Superposition(
@@ -136,8 +137,8 @@ class SuperpositionProbe:
             mu=rounded(mu, KEPT),
             work=rounded(sharing.work),
             solvers=sharing.solvers,
-            shared=positive(iterates, lambda w, m: Sharing.of_weights(w, m, same).shared, most=1.0),
-            score=positive(iterates, lambda w, m: Sharing.of_weights(w, m, same).score, most=1.0),
+            shared=positive(iterates, lambda w, m: Sharing.of_weights(w, m, same, swapped).shared, most=1.0),
+            score=positive(iterates, lambda w, m: Sharing.of_weights(w, m, same, swapped).score, most=1.0),
             alike=same is not None and bool(same.all()),
             steps=Steps.of(iterates, context.task),
             costs=Costs.of(context, omega if comparable else None),

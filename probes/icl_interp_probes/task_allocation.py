@@ -29,12 +29,14 @@ from icl_interp.probing import (
     judge,
     not_applicable,
     probe,
+    rounded,
 )
-from icl_interp.sharing import Mode, Sharing, expected_groups, expected_mode, same_supports, uses_of
+from icl_interp.sharing import SWAPPED, Mode, Sharing, expected_groups, expected_mode, same_supports, uses_of
 from icl_interp.sharing_effects import Effects
 from icl_interp.tasks import MultiTaskRegression
 from icl_interp_probes.iterates import Iterates
 from icl_interp_probes.shown import around, coordinates
+from icl_interp_probes.task_steps import DRAWS, swapped_of
 
 SOURCE = "arXiv 2503.12734, section 5.4"
 IN_WORDS: dict[Mode, str] = {
@@ -65,6 +67,7 @@ class TaskAllocation:
         misplaced: features that are in another group than they should be; None likewise.
         work, work_under_ablation: each head's share in each task, 1 in all.
         serves: which tasks each head serves, under ablation.
+        swapped: how much of each task's steps swapped heads make, which attend by labels and read covariates.
         rises: each task's rise in risk when a head is removed.
         steps: E as a function: slopes of the predictions on debiased GD's direction along each feature.
         structured: whether heads are what ω and μ say.
@@ -86,6 +89,7 @@ class TaskAllocation:
     work: Float[np.ndarray, "heads tasks"]
     work_under_ablation: Float[np.ndarray, "heads tasks"]
     serves: Bool[np.ndarray, "heads tasks"]
+    swapped: Float[np.ndarray, "tasks"]
     rises: tuple[tuple[Estimate, ...], ...]
     steps: Float[np.ndarray, "tasks features"]
     structured: bool
@@ -111,14 +115,11 @@ class TaskAllocationProbe:
         task, heads = context.task, context.heads
         supports = uses_of(task)
         same = same_supports(supports)
-        iterates = Iterates.of(
-            context,
-            diagonals,
-            (diagonals(context.circuits)[0], np.zeros((context.config.n_heads, context.config.dim))),
-            (heads.mu, heads.mu_half),
-        )
+        omega = diagonals(context.circuits)[0]
+        iterates = Iterates.of(context, diagonals, (omega, np.zeros_like(omega)), (heads.mu, heads.mu_half), DRAWS)
         omega, mu = iterates.mean
-        sharing = Sharing.of_weights(omega, mu, same)
+        swapped = swapped_of(context)
+        sharing = Sharing.of_weights(omega, mu, same, swapped)
         effects = Effects.measure(context.circuits, context.chunks("effects"))
         found = effects.sharing(same)
         expected = _expected(supports, len(mu.T), len(mu))
@@ -129,17 +130,18 @@ class TaskAllocationProbe:
             mode=sharing.mode,
             mode_under_ablation=found.mode,
             expected=expected,
-            margin=iterates.estimate(lambda w, m: _margin(Sharing.of_weights(w, m, same), expected)),
+            margin=iterates.estimate(lambda w, m: _margin(Sharing.of_weights(w, m, same, swapped), expected)),
             margin_under_ablation=effects.estimate(lambda each: _margin(each, sharing.mode), same),
             groups=sharing.groups,
             uses=sharing.uses,
             supports=supports,
-            misplaced=iterates.estimate(lambda w, m: float(misplaced(Sharing.of_weights(w, m, same), task)))
+            misplaced=iterates.estimate(lambda w, m: float(misplaced(Sharing.of_weights(w, m, same, swapped), task)))
             if isinstance(task, MultiTaskRegression)
             else None,
             work=sharing.work,
             work_under_ablation=found.work,
             serves=found.serves,
+            swapped=rounded(sharing.swapped_part),
             rises=effects.rises,
             steps=found.steps,
             structured=heads.structured,
@@ -197,18 +199,29 @@ class TaskAllocationProbe:
         """The paper's mode; the same under ablation; the right features together."""
         claims = ("mode_of_so_many_heads", "mode_under_ablation", "groups_are_supports")
         if not result.structured:
-            reason = "ω and μ do not describe this model: its heads are unstructured"
+            reason = f"ω and μ do not describe this model: its heads are unstructured.{_swapped(result)}".rstrip(".")
             return [not_applicable(claim, SOURCE, reason) for claim in claims]
         N, H = result.mu.shape[1], len(result.mu)
         sentence = (
             f"{'One head' if H == 1 else f'{H} heads'} for {N} tasks: mode {result.mode}, {IN_WORDS[result.mode]}; the "
-            f"paper finds mode {result.expected} with so many."
+            f"paper finds mode {result.expected} with so many.{_swapped(result)}"
         )
         return [
             judge(claims[0], SOURCE, result.margin, INSIDE, sentence),
             _confirmed(result, claims[1]),
             _grouped(result, claims[2]),
         ]
+
+
+def _swapped(result: TaskAllocation) -> str:
+    """What has to be said of a layer that does not match covariates and read labels."""
+    task = int(result.swapped.argmax())
+    if result.swapped[task] < SWAPPED:
+        return ""
+    return (
+        f" Heads that attend by labels and read covariates, by KQ_21 and OV_21, make {result.swapped[task]:.0%} of the "
+        f"steps of y{task}: no mode has such."
+    )
 
 
 def diagonals(circuits: Circuits) -> tuple[Float[np.ndarray, "heads features"], Float[np.ndarray, "heads tasks"]]:

@@ -15,12 +15,14 @@ from jaxtyping import Float
 from icl_interp import theory
 from icl_interp.activations import activation
 from icl_interp.circuits import Circuits
-from icl_interp.probing import Context, Estimate, rounded
+from icl_interp.probing import Context, Estimate, Need, rounded
 from icl_interp.roles import Heads
-from icl_interp.sharing import own_steps
+from icl_interp.sharing import own_steps, swapped_steps
 from icl_interp.tasks import MultiTaskRegression, Task
 from icl_interp_probes.iterates import Iterates, Quantity
 from icl_interp_probes.shown import KEPT
+
+DRAWS = 200  # of an error's propagation: how tasks share heads takes 0.3 ms to tell, and is asked a dozen times
 
 ByTask = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -103,7 +105,16 @@ def iterates_of(context: Context, heads: Heads) -> Iterates:
         return length * circuits.slope * circuits.diagonal[0], circuits.mu[0]
 
     omega = read(context.circuits)[0]
-    return Iterates.of(context, read, (omega, np.zeros_like(omega)), (heads.mu, heads.mu_half))
+    return Iterates.of(context, read, (omega, np.zeros_like(omega)), (heads.mu, heads.mu_half), DRAWS)
+
+
+def swapped_of(context: Context) -> Float[np.ndarray, "tasks features"]:
+    """The steps that swapped heads make (`icl_interp.sharing`), of the late iterates' mean or of the checkpoint.
+
+    Needs WEIGHTS, and needs or uses DYNAMICS.
+    """
+    late = context.late_circuits() if context.offers(Need.DYNAMICS) else []
+    return np.mean([swapped_steps(circuits) for circuits in late or [context.circuits]], axis=0)
 
 
 def descent_risks(task: MultiTaskRegression, steps: Float[np.ndarray, "tasks features"]) -> Float[np.ndarray, "tasks"]:
