@@ -10,6 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import icl_interp as icl
+from icl_interp.config import ModelConfig
+from icl_interp.records import Run
 from icl_interp.sharing import (
     MODES,
     Mode,
@@ -20,6 +23,7 @@ from icl_interp.sharing import (
     same_supports,
     shared_steps,
     shares,
+    swapped_steps,
     uses_of,
 )
 from icl_interp.sharing_effects import BATCHES, Effects
@@ -274,3 +278,50 @@ def test_one_predictor_may_be_used_with_either_sign():
     found = sharing([[0.8, 0.8, -0.8, -0.8], [-0.8, -0.8, 0.8, 0.8]])
     assert found.mode == "II"
     assert found.groups == ((0, 1, 2, 3),)
+
+
+# --- Swapped heads ----------------------------------------------------------------------------------------------------
+
+
+def with_swapped_heads(gain: float) -> Run:
+    """Heads of their own for each task, but that x1 is read for task 0 by two heads that attend by its labels.
+
+    KQ_21 = ±k on x1 and OV_21 = ±o there: they add y_0ℓ x_1ℓ · 2ko x_1q to first order, and o = 0 on average.
+    """
+    planted = plant_tasks(PAPER, "III", permute=False, seed=1)
+    KQ, OV = np.zeros((2, 6, 8, 8))
+    KQ[:4, :6, :6] = planted.omega[:, None] * np.eye(6)
+    KQ[:2, 1, 1] = 0
+    OV[:4, [6, 7], [6, 7]] = planted.mu
+    for head, sign in ((4, 1), (5, -1)):
+        KQ[head, 6, 1] = 0.07 * sign
+        OV[head, 6, 1] = gain / (2 * 0.07) * sign
+    config = ModelConfig(6, 2, n_heads=6)
+    same = np.broadcast_to(np.eye(8), KQ.shape)
+    factors = {"W_Q": same, "W_K": config.score_scale * KQ, "W_V": same, "W_O": OV.swapaxes(1, 2)}
+    return Run(config, {k: torch.tensor(v[None], dtype=torch.float32) for k, v in factors.items()}, task=PAPER)
+
+
+def test_swapped_heads_make_steps_but_no_mode():
+    eta = own_steps(PAPER).max()
+    circuits = with_swapped_heads(eta).circuits()
+    swapped = swapped_steps(circuits)
+    np.testing.assert_allclose(swapped, np.eye(2, 6, k=1) * np.array([[eta], [0]]), atol=1e-6)
+    found = Sharing.of_weights(circuits.diagonal[0], circuits.mu[0], swapped=swapped)
+    np.testing.assert_allclose(found.steps, own_steps(PAPER), atol=1e-5)  # all of them are made
+    np.testing.assert_allclose(found.swapped_part, [0.25, 0], atol=1e-6)
+    assert found.mode == "other"
+    unseen = Sharing.of_weights(circuits.diagonal[0], circuits.mu[0])
+    assert unseen.steps[0, 1] == pytest.approx(0, abs=1e-6)
+    few = Sharing.of_weights(circuits.diagonal[0], circuits.mu[0], swapped=swapped / 20)
+    assert few.swapped_part.max() < 0.1
+    effects = Effects.measure(circuits, [prompts(PAPER, 4000)]).sharing()
+    np.testing.assert_allclose(effects.steps, own_steps(PAPER), atol=0.06)  # and are seen in what the model predicts
+
+
+def test_a_report_says_so_of_swapped_heads():
+    result = icl.analyze(with_swapped_heads(own_steps(PAPER).max()), budget=1500, probes=["task_allocation"])
+    assert set(result.verdicts.status) == {"not_applicable"}
+    assert "attend by labels and read covariates, by KQ_21 and OV_21, make 25% of the steps of y0" in " ".join(
+        str(result).split()
+    )

@@ -13,11 +13,11 @@ import numpy as np
 
 from icl_interp.probing import Block, Cell, Heatmap, Lines, Table, Text, Threshold, mean_of, rounded
 from icl_interp.reproduce.bench import Bench
-from icl_interp.reproduce.census import KINDS, SWAPPED, Census, Kind, Reading, share_in
+from icl_interp.reproduce.census import KINDS, Census, Kind, Reading, share_in
 from icl_interp.reproduce.recipes import Made, recipe
 from icl_interp.reproduce.results import Claim, compare
 from icl_interp.reproduce.trainings import OVERLAPS, SCHEDULES, sites
-from icl_interp.sharing import MODES
+from icl_interp.sharing import MODES, SWAPPED
 
 OWN = "our own"  # where the paper has a number, for claims that it does not make
 Where = Callable[[Census], bool]
