@@ -4,13 +4,14 @@ The numbers that `sharing` reads off weights, as effects:
 
     E_n            the slopes of ŷ_n on a step of debiased GD along each feature, (1/L) Σ_ℓ y_ℓn (x_ℓi − x̄_i) x_qi
     μ_n^h          what head h adds to ŷ_n when 1 is added to all labels
+    swapped        what of E_n goes when scores see no labels any more (KQ_21 cut): steps of swapped heads
     work of heads  the root of the rise in each task's risk when the head is removed: how much, not how much squared
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ class Effects:
     Args:
         prompts: in each batch.
         gram, cross: of the directions of debiased GD with themselves, and with the predictions.
+        cut: of the directions with the predictions when scores see no labels.
         rise: of each task's squared error when a head is removed, summed over prompts.
         reply: of each head to labels that are larger by 1, summed over prompts.
     """
@@ -39,16 +41,19 @@ class Effects:
     prompts: Float[np.ndarray, "batches"]
     gram: Float[np.ndarray, "batches tasks features features"]
     cross: Float[np.ndarray, "batches tasks features"]
+    cut: Float[np.ndarray, "batches tasks features"]
     rise: Float[np.ndarray, "batches heads tasks"]
     reply: Float[np.ndarray, "batches heads tasks"]
 
     @classmethod
     def measure(cls, circuits: Circuits, prompts: Iterable[Prompt]) -> Effects:
-        """On these prompts of a one-layer model, each in every measurement; a pass for outputs and one for replies."""
+        """On these prompts of a one-layer model, each in every measurement; three passes."""
+        blind = replace(circuits, KQ=circuits.KQ.copy())
+        blind.KQ_21[...] = 0
         sums: list[list[np.ndarray]] = []
         for prompt in prompts:
             parts = [torch.as_tensor(part) for part in np.array_split(np.arange(len(prompt)), BATCHES)]
-            columns = _per_prompt(circuits, prompt)
+            columns = _per_prompt(circuits, blind, prompt)
             sums.append([torch.stack([c[part].sum(0) for part in parts]).cpu().numpy() for c in columns])
         return cls(*(np.sum(column, axis=0) for column in zip(*sums, strict=True)))
 
@@ -82,15 +87,22 @@ class Effects:
         return sums[filled] / self.prompts[filled].reshape(-1, *[1] * (sums.ndim - 1))
 
     def _sharing(self, batches: slice | list[int], same: np.ndarray | None) -> Sharing:
-        gram, cross = self.gram[batches].sum(0), self.cross[batches].sum(0)
+        gram = self.gram[batches].sum(0)
         reply = self.reply[batches].sum(0) / self.prompts[batches].sum()
         size = np.abs(reply).sum(0)
         imbalance = np.divide(np.abs(reply.sum(0)), size, out=np.zeros_like(size), where=size > 0)
-        steps = np.stack([np.linalg.lstsq(g, c, rcond=None)[0] for g, c in zip(gram, cross, strict=True)])
-        return Sharing(steps, imbalance, shares(np.sqrt(np.maximum(self.rise[batches].sum(0), 0))), same)
+        steps, straight = (_slopes(gram, cross[batches].sum(0)) for cross in (self.cross, self.cut))
+        work = shares(np.sqrt(np.maximum(self.rise[batches].sum(0), 0)))
+        return Sharing(steps, imbalance, work, same, steps - straight)
 
 
-def _per_prompt(circuits: Circuits, prompt: Prompt) -> list[torch.Tensor]:
+def _slopes(
+    gram: Float[np.ndarray, "tasks features features"], cross: Float[np.ndarray, "tasks features"]
+) -> Float[np.ndarray, "tasks features"]:
+    return np.stack([np.linalg.lstsq(g, c, rcond=None)[0] for g, c in zip(gram, cross, strict=True)])
+
+
+def _per_prompt(circuits: Circuits, blind: Circuits, prompt: Prompt) -> list[torch.Tensor]:
     """Each prompt's part of the sums, in the order of the fields."""
     outputs = circuits.head_outputs(prompt)
     shifted = circuits.head_outputs(Prompt(x=prompt.x, y=prompt.y + 1, x_q=prompt.x_q, y_q=prompt.y_q))
@@ -102,6 +114,7 @@ def _per_prompt(circuits: Circuits, prompt: Prompt) -> list[torch.Tensor]:
         torch.ones(len(prompt), dtype=prompt.x.dtype, device=prompt.x.device),
         direction[..., :, None] * direction[..., None, :],
         direction * prediction[..., None],
+        direction * blind.predict(prompt)[..., None],
         (error[:, None] - outputs).square() - error[:, None].square(),
         shifted - outputs,
     ]

@@ -316,6 +316,8 @@ def test_swapped_heads_make_steps_but_no_mode():
     few = Sharing.of_weights(circuits.diagonal[0], circuits.mu[0], swapped=swapped / 20)
     assert few.swapped_part.max() < 0.1
     effects = Effects.measure(circuits, [prompts(PAPER, 4000)]).sharing()
+    assert effects.mode == "other"
+    np.testing.assert_allclose(effects.swapped_part, found.swapped_part, atol=0.02)
     np.testing.assert_allclose(effects.steps, own_steps(PAPER), atol=0.06)  # and are seen in what the model predicts
 
 
