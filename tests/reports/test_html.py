@@ -48,7 +48,7 @@ from icl_interp.probing import (
 )
 from icl_interp.serialization import to_data
 from icl_interp.tasks import LinearRegression, MultiTaskRegression, UnavailableTask, kms
-from icl_interp.testing import plant
+from icl_interp.testing import plant, plant_tasks
 from icl_interp_reports import to_html
 from icl_interp_reports.figures import figure
 from icl_interp_reports.plotlyjs import packed
@@ -326,7 +326,7 @@ print(*({"plotly", "jinja2", "latex2mathml"} & set(sys.modules)))
 from hashlib import sha256
 from icl_interp import analyze
 from icl_interp.tasks import LinearRegression
-from icl_interp.testing import plant
+from icl_interp.testing import plant, plant_tasks
 run = plant(LinearRegression(3, 8), roles=("positive", "negative")).run
 print(sha256(analyze(run, probes=["circuit_pattern", "kernel_fit"], budget=50).to_html().encode()).hexdigest())
 """
@@ -900,3 +900,21 @@ def test_where_no_page_can_be_written_nothing_is_lost(tmp_path):
     assert taken.read_text() == (folder / "note").read_text() == "here before"
     assert {path.name for path in tmp_path.iterdir()} == {"file", "report.html"}
     assert "words" in analysis.to_html()
+
+
+# --- Several responses ------------------------------------------------------------------------------------------------
+
+
+def test_a_page_of_several_tasks_opens_with_who_serves_which():
+    """What is about one response is folded away; the page of a model of one response has nothing to fold."""
+    probes = ["head_roles", "task_allocation", "kernel_fit"]
+    page = to_html(icl.analyze(plant_tasks(mode="III").run, budget=400, probes=probes))
+    first = page[page.index('<div class="first">') : page.index('<article class="card"')]
+    assert first.count("Who serves which task") == 1
+    assert "mean ω" not in first
+    shown, folded = first.split("<summary>What does not apply")
+    assert "#probe-task_allocation" in shown
+    assert "#probe-kernel_fit" not in shown
+    assert "#probe-kernel_fit" in folded
+    one = to_html(icl.analyze(plant(roles=["positive", "negative"]).run, budget=50, probes=["kernel_fit"]))
+    assert "What does not apply" not in one
