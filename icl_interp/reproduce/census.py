@@ -26,7 +26,8 @@ from icl_interp.circuits import Circuits
 from icl_interp.errors import ConfigError
 from icl_interp.probing import Estimate
 from icl_interp.records import Run, Runs
-from icl_interp.reproduce.figures.basin import LATE, share_of
+from icl_interp.reproduce.figures.basin import LATE
+from icl_interp.reproduce.readings import share_of
 from icl_interp.reproduce.trainings import Site
 from icl_interp.sharing import BALANCED, CLEAR, SWAPPED, Sharing, own_steps, same_supports, swapped_steps
 from icl_interp.tasks import MultiTaskRegression

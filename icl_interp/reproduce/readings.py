@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy import stats
 
 from icl_interp.errors import ConfigError
+from icl_interp.estimates import LEVEL
 from icl_interp.manifold import Groups
 from icl_interp.probing import Estimate, mean_of
 from icl_interp.records import Run
@@ -104,3 +106,22 @@ def head_names(heads: Heads) -> tuple[str, ...]:
 def first_record(step: int | None) -> str:
     """A step from which on something holds, in words."""
     return "at no point of this training" if step is None else f"from step {step:,} on"
+
+
+def share_of(hits: Bool[np.ndarray, "runs"], streams: Int[np.ndarray, "runs"]) -> Estimate:
+    """The share of hits with its Clopper–Pearson interval, for as many runs as those of shared streams are worth.
+
+    Where hits of one stream go together, the variance of the share is larger than that of independent runs; the sample
+    counts as that much smaller, never as larger.
+    """
+    n, rate = len(hits), float(hits.mean())
+    _, stream = np.unique(streams, return_inverse=True)
+    groups = int(stream.max()) + 1
+    if 0 < rate < 1 and groups > 1:
+        excess = np.bincount(stream, hits - rate)
+        variance = float(excess @ excess) / n**2 * groups / (groups - 1)
+        n /= max(1.0, variance / (rate * (1 - rate) / (n - 1)))
+    tail, k = (1 - LEVEL) / 2, rate * n
+    low = float(stats.beta.ppf(tail, k, n - k + 1)) if rate > 0 else 0.0
+    high = float(stats.beta.ppf(1 - tail, k + 1, n - k)) if rate < 1 else 1.0
+    return Estimate(rate, low, high, "seeds")

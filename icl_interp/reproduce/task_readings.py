@@ -18,8 +18,7 @@ from icl_interp import theory
 from icl_interp.probing import Estimate, mean_of
 from icl_interp.records import Run
 from icl_interp.reproduce.bench import Bench
-from icl_interp.reproduce.figures.basin import share_of
-from icl_interp.reproduce.readings import BATCHES
+from icl_interp.reproduce.readings import BATCHES, share_of
 from icl_interp.reproduce.task_quantities import Mu, Omega, Quantity, levels
 from icl_interp.sharing import BALANCED, SWAPPED, Mode, Sharing, swapped_steps
 from icl_interp.sharing_effects import Effects

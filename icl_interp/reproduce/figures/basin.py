@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy import stats
 
 from icl_interp import theory
 from icl_interp.estimators import best_kernel
@@ -19,13 +18,12 @@ from icl_interp.flow import approximate_loss_flow
 from icl_interp.probing import Block, Estimate, Lines, Table, Text, Threshold, mean_of, rounded, thinned
 from icl_interp.records import Runs
 from icl_interp.reproduce.bench import Bench
-from icl_interp.reproduce.readings import Course
+from icl_interp.reproduce.readings import Course, share_of
 from icl_interp.reproduce.recipes import Made, recipe
 from icl_interp.reproduce.results import Claim, compare
 from icl_interp.reproduce.trainings import MAIN, SCHEDULES, setting
 from icl_interp.surfaces import pattern_moments
 
-LEVEL = 0.95
 WORKING = 0.05  # a head works if |μω| is above this fraction of the largest
 LATE = 0.2  # of a training, over which its loss is averaged
 STARTS, SPREAD, END = 64, 0.1, 100.0  # flows on L̃: how many, their standard deviation at time 0, and how long
@@ -110,25 +108,6 @@ def of_one_sign(omega: Float[np.ndarray, "records heads"], mu: Float[np.ndarray,
     work = np.abs(omega * mu)
     working = work > WORKING * work.max(1, keepdims=True)
     return ~((omega > 0) & working).any(1) | ~((omega < 0) & working).any(1)
-
-
-def share_of(hits: Bool[np.ndarray, "runs"], streams: Int[np.ndarray, "runs"]) -> Estimate:
-    """The share of hits with its Clopper–Pearson interval, for as many runs as those of shared streams are worth.
-
-    Where hits of one stream go together, the variance of the share is larger than that of independent runs; the sample
-    counts as that much smaller, never as larger.
-    """
-    n, rate = len(hits), float(hits.mean())
-    _, stream = np.unique(streams, return_inverse=True)
-    groups = int(stream.max()) + 1
-    if 0 < rate < 1 and groups > 1:
-        excess = np.bincount(stream, hits - rate)
-        variance = float(excess @ excess) / n**2 * groups / (groups - 1)
-        n /= max(1.0, variance / (rate * (1 - rate) / (n - 1)))
-    tail, k = (1 - LEVEL) / 2, rate * n
-    low = float(stats.beta.ppf(tail, k, n - k + 1)) if rate > 0 else 0.0
-    high = float(stats.beta.ppf(1 - tail, k + 1, n - k)) if rate < 1 else 1.0
-    return Estimate(rate, low, high, "seeds")
 
 
 def one_head_risk(bench: Bench) -> Estimate:

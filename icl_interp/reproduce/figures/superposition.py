@@ -47,9 +47,9 @@ PRINTED_OMEGA = {
 }
 PRINTED_MU = np.array([[-3.9911, -7.0742], [6.9204, 2.3371], [-2.8739, 4.7399]])
 
-ONE_GROUP = Threshold("up to 0.03 at 30,000 steps; groups of one head are 0.2 apart and more", high=0.05)
-SERVES_BOTH = Threshold("where modes III and IV are parted: dedicated heads had up to 0.23", low=SHARED)
-CLOSE = Threshold("superposed heads had 0.5 % at 30,000 steps; tasks that are not told apart cost 17 %", high=0.01)
+ONE_GROUP = Threshold("0.01; groups of one head are 0.2 apart and more", high=0.05)
+SERVES_BOTH = Threshold("where modes III and IV are parted: dedicated heads have up to 0.23", low=SHARED)
+CLOSE = Threshold("superposed heads have 0.4 %; tasks that are not told apart cost 17 %", high=0.01)
 
 
 # --- Figures ----------------------------------------------------------------------------------------------------------
