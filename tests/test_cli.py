@@ -790,7 +790,7 @@ def test_a_figure_that_is_none(capsys, tmp_path, own_figures, names, said):
 def test_the_list_of_figures(capsys, own_figures):
     status, output, error = invoke(capsys, "reproduce", "--list")
     assert (status, error) == (OK, "")
-    assert output == "figure-4      Four (Figure 4)\nfigure-10     Ten (Figure 10)\n"
+    assert output == "figure-4           Four (Figure 4)\nfigure-10          Ten (Figure 10)\n"
 
 
 # --- Real processes ---------------------------------------------------------------------------------------------------

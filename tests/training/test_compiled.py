@@ -217,3 +217,22 @@ print(numba_engine.NumbaEngine.grad(model, initial_weights(model), task.sample(4
 def test_a_disk_too_full_for_the_cache_is_no_obstacle() -> None:
     done = subprocess.run([sys.executable, "-c", FULL], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "True", done.stderr
+
+
+TRAINED = """
+from hashlib import sha256
+import icl_interp as icl
+run = icl.train(icl.LinearRegression(dim=2, length=9), steps=300, n_records=20, progress=False)
+print(sha256(run.dynamics.loss.tobytes()).hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_the_process_that_compiles_trains_as_those_that_load(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    first, second = (
+        subprocess.run([sys.executable, "-c", TRAINED], capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    )
+    assert len(list(tmp_path.rglob("*.nbi"))) == 1
+    assert first == second

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import pickle
+import subprocess
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -37,27 +43,59 @@ def aligned(array: np.ndarray) -> np.ndarray:
     return copy
 
 
-def entry(make: Callable[[str], Callable[..., None]]) -> Callable[..., None]:
-    """What `make` makes, compiled for Python to call: once, and kept on disk.
+class Entry:
+    """A function for Python to call, of arguments of one kind: compiled once, and kept on disk.
 
     numba's cache looks at the file of the outermost function only.  `make` is given a digest of all files of this
     folder for its function to mention, which makes it part of what the cache compares.
+
+    What is compiled is not what is loaded from disk: the functions that are called inside are compiled twice, alone and
+    as a part of the whole; a process that compiles runs the first, one that loads the second, and their sums differ by
+    rounding.  For the same seed to give the same run in every process, a process of its own compiles, and all load.
     """
-    sources = sorted(Path(__file__).parent.glob("*.py"))
-    made = make(hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest())
-    options = {"_nrt": False, "error_model": "numpy", "nogil": True}
-    try:
-        function = jit(cache=True, **options)(made)
-    except RuntimeError:  # numba finds no folder that it may write to: compiled anew in every process, then
-        function = jit(**options)(made)
 
-    def call(*arguments: object) -> None:
+    def __init__(self, make: Callable[[str], Callable[..., None]]):
+        sources = sorted(Path(__file__).parent.glob("*.py"))
+        made = make(hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest())
+        self._place = made.__module__, made.__name__
+        self._lock, self._ready = Lock(), False
+        options = {"_nrt": False, "error_model": "numpy", "nogil": True}
         try:
-            function(*arguments)
-        except OSError:  # a full disk: numba fails to keep what it has compiled, before it runs it
-            function(*arguments)
+            self._function = jit(cache=True, **options)(made)
+        except RuntimeError:  # numba finds no folder that it may write to: compiled anew in every process, then
+            self._function, self._ready = jit(**options)(made), True
 
-    return call
+    def __call__(self, *arguments: object) -> None:
+        """Run it."""
+        with self._lock:
+            if not self._ready:
+                self._prepare(tuple(map(self._function.typeof_pyval, arguments)))
+                self._ready = True
+        try:
+            self._function(*arguments)
+        except OSError:  # a full disk: numba fails to keep what it has compiled, before it runs it
+            self._function(*arguments)
+
+    def compile(self, signature: tuple[types.Type, ...]) -> None:
+        """Compile it for arguments of these types and keep that on disk, unless it is there."""
+        self._function.compile(signature)
+
+    def _prepare(self, signature: tuple[types.Type, ...]) -> None:
+        """Have it compiled in a process of its own, if it is not on disk.  Where that fails, it is compiled here."""
+        cache = self._function._cache  # numba has no public way to ask
+        if cache._index_key(signature, self._function.targetctx.codegen()) in cache._cache_file._load_index():
+            return
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        what = pickle.dumps((*self._place, signature))
+        with suppress(OSError, ValueError):  # no interpreter to start, or none that is known
+            subprocess.run([sys.executable, "-c", _COMPILE], input=what, env=environment, capture_output=True)
+
+
+_COMPILE = """
+import importlib, pickle, sys
+module, name, signature = pickle.load(sys.stdin.buffer)
+getattr(importlib.import_module(module), name).compile(signature)
+"""
 
 
 @intrinsic

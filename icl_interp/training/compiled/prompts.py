@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from icl_interp.training.compiled.compiler import LANES, add_scaled, compiled, entry, f4, scale, vectorise
+from icl_interp.training.compiled.compiler import LANES, Entry, add_scaled, compiled, f4, scale, vectorise
 from icl_interp.training.compiled.random import normals, start_streams
 
 UNROLLED = 5
@@ -119,4 +119,4 @@ def _make(digest: str) -> Callable[..., None]:
     return draw
 
 
-draw = entry(_make)
+draw = Entry(_make)

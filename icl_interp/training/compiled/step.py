@@ -10,12 +10,12 @@ import numpy as np
 from icl_interp.training.compiled import attention
 from icl_interp.training.compiled.compiler import (
     LANES,
+    Entry,
     add_products,
     add_scaled,
     clear,
     compiled,
     dots,
-    entry,
     f4,
     summing,
     vectorise,
@@ -214,4 +214,4 @@ def _make(digest: str) -> Callable[..., None]:
     return run
 
 
-run = entry(_make)
+run = Entry(_make)
