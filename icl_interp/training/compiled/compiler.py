@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from numba import njit, types
 from numba.extending import intrinsic as _intrinsic
 
 LANES = 64  # prompts in a block
+COMPILING = "ICL_INTERP_COMPILING"  # in the environment of a process that does so for others
 
 # A type checker knows neither numba's private options nor what `intrinsic` makes of a function.
 jit: Any = njit
@@ -51,14 +51,14 @@ class Entry:
 
     What is compiled is not what is loaded from disk: the functions that are called inside are compiled twice, alone and
     as a part of the whole; a process that compiles runs the first, one that loads the second, and their sums differ by
-    rounding.  For the same seed to give the same run in every process, a process of its own compiles, and all load.
+    rounding.  For the same seed to give the same run in every process, a process of its own compiles, and all load: it
+    runs the Python code `by`, which has to call the function with arguments of that kind.
     """
 
-    def __init__(self, make: Callable[[str], Callable[..., None]]):
+    def __init__(self, make: Callable[[str], Callable[..., None]], by: str):
         sources = sorted(Path(__file__).parent.glob("*.py"))
         made = make(hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest())
-        self._place = made.__module__, made.__name__
-        self._lock, self._ready = Lock(), False
+        self._by, self._lock, self._ready = by, Lock(), COMPILING in os.environ
         options = {"_nrt": False, "error_model": "numpy", "nogil": True}
         try:
             self._function = jit(cache=True, **options)(made)
@@ -76,26 +76,14 @@ class Entry:
         except OSError:  # a full disk: numba fails to keep what it has compiled, before it runs it
             self._function(*arguments)
 
-    def compile(self, signature: tuple[types.Type, ...]) -> None:
-        """Compile it for arguments of these types and keep that on disk, unless it is there."""
-        self._function.compile(signature)
-
     def _prepare(self, signature: tuple[types.Type, ...]) -> None:
         """Have it compiled in a process of its own, if it is not on disk.  Where that fails, it is compiled here."""
         cache = self._function._cache  # numba has no public way to ask
         if cache._index_key(signature, self._function.targetctx.codegen()) in cache._cache_file._load_index():
             return
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        what = pickle.dumps((*self._place, signature))
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), COMPILING: "1"}
         with suppress(OSError, ValueError):  # no interpreter to start, or none that is known
-            subprocess.run([sys.executable, "-c", _COMPILE], input=what, env=environment, capture_output=True)
-
-
-_COMPILE = """
-import importlib, pickle, sys
-module, name, signature = pickle.load(sys.stdin.buffer)
-getattr(importlib.import_module(module), name).compile(signature)
-"""
+            subprocess.run([sys.executable, "-c", self._by], env=environment, capture_output=True)
 
 
 @intrinsic

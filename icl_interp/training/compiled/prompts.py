@@ -119,4 +119,8 @@ def _make(digest: str) -> Callable[..., None]:
     return draw
 
 
-draw = Entry(_make)
+draw = Entry(
+    _make,
+    by="import icl_interp as icl; from icl_interp.training.gaussian import Drawn; "
+    "Drawn(icl.TrainConfig(icl.LinearRegression(1, 1), icl.ModelConfig(1))).prompt()",
+)

@@ -214,4 +214,6 @@ def _make(digest: str) -> Callable[..., None]:
     return run
 
 
-run = Entry(_make)
+run = Entry(
+    _make, by="import icl_interp as icl; icl.train(icl.LinearRegression(1, 1), engine='numba', steps=1, progress=False)"
+)
