@@ -78,8 +78,7 @@ class Sharing:
         """As the weights have it: a head does |μ_n|·‖ω‖ for task n, and `swapped_steps` are added to the others."""
         work = np.abs(mu) * np.linalg.norm(omega, axis=1, keepdims=True)
         steps = theory.group_steps(omega, mu)
-        imbalance = _over(np.abs(mu.sum(0)), np.abs(mu).sum(0))
-        return cls(steps if swapped is None else steps + swapped, imbalance, shares(work), same, swapped)
+        return cls(steps if swapped is None else steps + swapped, imbalance(mu), shares(work), same, swapped)
 
     @property
     def swapped_part(self) -> Float[np.ndarray, "tasks"]:
@@ -210,6 +209,11 @@ def shares(work: Float[np.ndarray, "heads tasks"]) -> Float[np.ndarray, "heads t
     return _over(work, work.sum(0, keepdims=True))
 
 
+def imbalance(mu: Float[np.ndarray, "heads tasks"]) -> Float[np.ndarray, "tasks"]:
+    """|Σ_h μ_n| / Σ_h |μ_n| of each task; 0 where no head serves it."""
+    return _over(np.abs(mu.sum(0)), np.abs(mu).sum(0))
+
+
 def swapped_steps(circuits: Circuits) -> Float[np.ndarray, "tasks features"]:
     """The diagonals of Σ_h o_n k_nᵀ in a model's last layer."""
     return (circuits.OV_21[-1] * circuits.KQ_21[-1]).sum(0)
@@ -230,6 +234,18 @@ def own_steps(task: MultiTaskRegression) -> Float[np.ndarray, "tasks features"]:
 def shared_steps(task: MultiTaskRegression) -> Float[np.ndarray, "features"]:
     """E_n of mode II: the steps that are best for all tasks together."""
     return theory.shared_steps(task.uses, length=task.length, noise_var=task.noise_var, signal_var=task.signal_var)
+
+
+def step_risks(task: MultiTaskRegression, steps: Float[np.ndarray, "tasks features"]) -> Float[np.ndarray, "tasks"]:
+    """Risk of each task of debiased GD with these steps, in closed form."""
+    return theory.task_gd_risks(
+        steps,
+        task.uses,
+        length=task.length,
+        noise_var=task.noise_var,
+        signal_var=task.signal_var,
+        query_noise=task.query_noise,
+    )
 
 
 def same_supports(uses: Bool[np.ndarray, "tasks features"] | None) -> Bool[np.ndarray, "tasks tasks"] | None:

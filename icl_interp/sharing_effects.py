@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float
 
 from icl_interp.circuits import Circuits
 from icl_interp.estimates import Estimate, mean_of
-from icl_interp.sharing import Sharing, shares
+from icl_interp.sharing import Sharing, imbalance, shares
 from icl_interp.tasks import Prompt
 
 BATCHES = 8  # of prompts: what scatters between them is the error
@@ -89,11 +89,9 @@ class Effects:
     def _sharing(self, batches: slice | list[int], same: np.ndarray | None) -> Sharing:
         gram = self.gram[batches].sum(0)
         reply = self.reply[batches].sum(0) / self.prompts[batches].sum()
-        size = np.abs(reply).sum(0)
-        imbalance = np.divide(np.abs(reply.sum(0)), size, out=np.zeros_like(size), where=size > 0)
         steps, straight = (_slopes(gram, cross[batches].sum(0)) for cross in (self.cross, self.cut))
         work = shares(np.sqrt(np.maximum(self.rise[batches].sum(0), 0)))
-        return Sharing(steps, imbalance, work, same, steps - straight)
+        return Sharing(steps, imbalance(reply), work, same, steps - straight)
 
 
 def _slopes(

@@ -29,7 +29,7 @@ from icl_interp.records import Run, Runs
 from icl_interp.reproduce.figures.basin import LATE
 from icl_interp.reproduce.readings import share_of
 from icl_interp.reproduce.trainings import Site
-from icl_interp.sharing import BALANCED, CLEAR, SWAPPED, Sharing, own_steps, same_supports, swapped_steps
+from icl_interp.sharing import BALANCED, CLEAR, SWAPPED, Sharing, own_steps, same_supports, step_risks, swapped_steps
 from icl_interp.tasks import MultiTaskRegression
 
 Kind = Literal["I", "II", "III", "IV", "packed", "swapped", "other"]
@@ -180,16 +180,7 @@ def best_steps(task: MultiTaskRegression, rank: int) -> Steps:
 
 def mean_risk(steps: Steps, task: MultiTaskRegression) -> float:
     """`theory.task_gd_risks`, the mean over the tasks: what the loss of a training is."""
-    return float(
-        theory.task_gd_risks(
-            steps,
-            task.uses,
-            length=task.length,
-            noise_var=task.noise_var,
-            signal_var=task.signal_var,
-            query_noise=task.query_noise,
-        ).mean()
-    )
+    return float(step_risks(task, steps).mean())
 
 
 # ω, μ, the diagonals of Σ_h o_n k_nᵀ, and o

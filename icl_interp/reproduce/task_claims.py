@@ -7,7 +7,6 @@ from typing import Literal
 
 import numpy as np
 
-from icl_interp import theory
 from icl_interp.probing import Estimate, Threshold, mean_of
 from icl_interp.reproduce.results import Claim, compare
 from icl_interp.reproduce.task_pictures import IN_WORDS, heads_said, in_words
@@ -21,7 +20,7 @@ from icl_interp.reproduce.task_quantities import (
     parts,
 )
 from icl_interp.reproduce.task_readings import Ended, Population
-from icl_interp.sharing import Mode, own_steps, shared_steps
+from icl_interp.sharing import Mode, own_steps, shared_steps, step_risks
 
 MOST = Threshold("half of them: a mode that is what training finds is that of most seeds", low=0.5)
 EVERY = Threshold("every one is a share of one", low=1.0)
@@ -162,16 +161,7 @@ def division_claim(runs: Sequence[Ended], population: Population, whole: bool) -
 
 def formulas(population: Population) -> dict[str, float]:
     """What debiased gradient descent risks with the steps of each mode, the mean over tasks, which is the loss."""
-    task, uses = population.task, population.uses
-    risks = [
-        theory.task_gd_risks(
-            steps,
-            uses,
-            length=task.length,
-            noise_var=task.noise_var,
-            signal_var=task.signal_var,
-            query_noise=task.query_noise,
-        ).mean()
-        for steps in (np.tile(shared_steps(task), (len(uses), 1)), own_steps(task))
-    ]
+    task = population.task
+    shared = np.tile(shared_steps(task), (task.n_outputs, 1))
+    risks = [step_risks(task, steps).mean() for steps in (shared, own_steps(task))]
     return {"II": float(risks[0]), "III": float(risks[1]), "IV": float(risks[1])}

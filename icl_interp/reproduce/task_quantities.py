@@ -11,6 +11,7 @@ from itertools import permutations
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from icl_interp import sharing
 from icl_interp.sharing import Sharing
 
 Omega = Float[np.ndarray, "heads features"]
@@ -42,7 +43,7 @@ def off_support(uses: Uses) -> Quantity:
 
 def imbalance(_: Omega, mu: Mu) -> float:
     """The largest |Σ_h μ_n|/Σ_h |μ_n| among tasks."""
-    return float((np.abs(mu.sum(0)) / np.abs(mu).sum(0)).max())
+    return float(sharing.imbalance(mu).max())
 
 
 def tasks_apart(omega: Omega, mu: Mu) -> float:

@@ -16,11 +16,11 @@ from jaxtyping import Float
 from icl_interp.circuits import Circuits
 from icl_interp.estimators import Predictor, bayes, gradient_descent
 from icl_interp.probing import Context, Estimate, mean_of, ratio_of, rounded
-from icl_interp.sharing import MATTERS, own_steps
+from icl_interp.sharing import MATTERS, own_steps, step_risks
 from icl_interp.task_risks import dedicated_heads, dedicated_risks
 from icl_interp.tasks import MultiTaskRegression, Prompt
 from icl_interp_probes.shown import KEPT
-from icl_interp_probes.task_steps import descent_risks, shortened
+from icl_interp_probes.task_steps import shortened
 
 PROMPTS, TUNING_PROMPTS = 16_384, 4_096
 MODEL, DEDICATED, DEBIASED, BAYES = "model", "dedicated heads", "debiased GD", "Bayes"
@@ -67,7 +67,7 @@ class Costs:
                 tuple(_rms(changes, own) for changes in by_labels.T)
                 for by_labels, own in zip(np.moveaxis(answers.changes, 1, 0), answers.squares.T, strict=True)
             ),
-            exact=() if known is None else tuple(rounded(descent_risks(known, own_steps(known)), KEPT).tolist()),
+            exact=() if known is None else tuple(rounded(step_risks(known, own_steps(known)), KEPT).tolist()),
             prompts=len(answers.squares),
             seed=context.seed,
         )

@@ -17,7 +17,7 @@ from icl_interp.activations import activation
 from icl_interp.circuits import Circuits
 from icl_interp.probing import Context, Estimate, Need, rounded
 from icl_interp.roles import Heads
-from icl_interp.sharing import own_steps, swapped_steps
+from icl_interp.sharing import imbalance, own_steps, step_risks, swapped_steps
 from icl_interp.tasks import MultiTaskRegression, Task
 from icl_interp_probes.iterates import Iterates, Quantity
 from icl_interp_probes.shown import KEPT
@@ -66,8 +66,8 @@ class Steps:
             found=rounded(E, KEPT),
             half=rounded(_halves(iterates)),
             wanted=None,
-            imbalance=_each(iterates, _imbalance),
-            unbalanced=positive(iterates, lambda w, m: _imbalance(w, m).max()),
+            imbalance=_each(iterates, lambda _, m: imbalance(m)),
+            unbalanced=positive(iterates, lambda _, m: imbalance(m).max()),
         )
         return steps._beside_theory(iterates, task) if isinstance(task, MultiTaskRegression) else steps
 
@@ -75,7 +75,7 @@ class Steps:
         wanted, uses = own_steps(task), task.uses
         eta = wanted.max(1, keepdims=True)
         E = theory.group_steps(*iterates.mean)
-        off_cost = descent_risks(task, E) - descent_risks(task, E * uses)
+        off_cost = step_risks(task, E) - step_risks(task, E * uses)
 
         def on(omega: np.ndarray, mu: np.ndarray) -> np.ndarray:
             return np.mean(theory.group_steps(omega, mu) / eta, axis=1, where=uses)
@@ -117,18 +117,6 @@ def swapped_of(context: Context) -> Float[np.ndarray, "tasks features"]:
     return np.mean([swapped_steps(circuits) for circuits in late or [context.circuits]], axis=0)
 
 
-def descent_risks(task: MultiTaskRegression, steps: Float[np.ndarray, "tasks features"]) -> Float[np.ndarray, "tasks"]:
-    """Risk of each task of debiased GD with these steps, in closed form."""
-    return theory.task_gd_risks(
-        steps,
-        task.uses,
-        length=task.length,
-        noise_var=task.noise_var,
-        signal_var=task.signal_var,
-        query_noise=task.query_noise,
-    )
-
-
 def positive(iterates: Iterates, quantity: Quantity, most: float = np.inf) -> Estimate:
     """Of what lies between 0 and `most`."""
     return shortened(iterates.estimate(quantity).map(lambda value: min(max(value, 0.0), most)))
@@ -138,12 +126,6 @@ def shortened(estimate: Estimate) -> Estimate:
     """With as many digits as a report needs."""
     value, low, high = rounded([estimate.value, estimate.low, estimate.high], KEPT).tolist()
     return Estimate(value, low, high, estimate.covers)
-
-
-def _imbalance(omega: np.ndarray, mu: np.ndarray) -> np.ndarray:
-    """As `Sharing` has it, at a tenth of the cost: it is propagated for every task."""
-    total = np.abs(mu).sum(0)
-    return np.divide(np.abs(mu.sum(0)), total, out=np.zeros(len(total)), where=total > 0)
 
 
 def _halves(iterates: Iterates) -> Float[np.ndarray, "tasks features"]:
