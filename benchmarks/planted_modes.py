@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.stats import beta
 
 import icl_interp as icl
+from icl_interp.estimates import share_of
 from icl_interp.sharing import MODES, Mode
 from icl_interp.tasks import MultiTaskRegression
 from icl_interp.testing import PlantedTasks, plant_tasks
@@ -82,9 +82,8 @@ def main() -> None:
 
 def said(count: int, of: int) -> str:
     """A share with its Clopper–Pearson interval."""
-    low = beta.ppf(0.025, count, of - count + 1) if count else 0.0
-    high = beta.ppf(0.975, count + 1, of - count) if count < of else 1.0
-    return f"{count} of {of} (95 % {low:.1%} to {high:.1%})"
+    share = share_of(count, of)
+    return f"{count} of {of} (95 % {share.low:.1%} to {share.high:.1%})"
 
 
 if __name__ == "__main__":

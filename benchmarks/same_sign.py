@@ -15,10 +15,10 @@ import json
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import beta
 
 import icl_interp as icl
 from icl_interp.config import ModelConfig
+from icl_interp.estimates import share_of
 from icl_interp.records import Runs, TrainConfig
 
 TASK = icl.LinearRegression(dim=5, length=40, noise_var=0.1)
@@ -53,10 +53,8 @@ def interval(hits: np.ndarray) -> tuple[float, float, float]:
     effect = 1.0
     if 0 < rate < 1:
         effect = max(1.0, hits.mean(1).var(ddof=1) / len(hits) / (rate * (1 - rate) / n))
-    n, k = n / effect, hits.sum() / effect
-    low = beta.ppf(0.025, k, n - k + 1) if k else 0.0
-    high = beta.ppf(0.975, k + 1, n - k) if k < n else 1.0
-    return float(low), float(high), float(effect)
+    share = share_of(hits.sum() / effect, n / effect)
+    return share.low, share.high, float(effect)
 
 
 def main() -> None:

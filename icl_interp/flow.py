@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from scipy import integrate, stats
 
 from icl_interp import theory
-from icl_interp.estimates import Estimate, exact, mean_of
+from icl_interp.estimates import LEVEL, Estimate, exact, mean_of
 from icl_interp.manifold import Groups
 
 LONGEST = 1e6  # by then (B.4) is at |ω| = 0.065 in the paper's main setting, half of what training reaches
@@ -285,9 +285,9 @@ def course_of(steps: Series, omega: Path, mu: Path, groups: Groups, matched: int
         imbalance=_mean_over_course(steps[since], imbalance[since]),
         spread=_mean_over_course(steps[since], spread[since]),
         top=float(np.exp(smooth[peak])),
-        overshoot=_change(gamma, peak, late).map(lambda change: float(np.exp(-change))),
-        rise=_change(mu_sum, peak, late).map(lambda change: float(np.exp(change))),
-        fall=_largest_fall(mu_sum[grown:]).map(lambda change: float(1 - np.exp(-change))),
+        overshoot=_change(gamma, np.array([peak]), late).map(lambda change: float(np.exp(-change))),
+        rise=_change(mu_sum, _peaks(smooth, _noise(gamma[late])), late).map(lambda change: float(np.exp(change))),
+        fall=_largest_fall(mu_sum[grown:], _noise(mu_sum[late])).map(lambda change: float(1 - np.exp(-change))),
         decay=_late_slope(steps, gamma, peak),
     )
 
@@ -302,28 +302,55 @@ def _share_at(share: Series, steps: np.ndarray, step: int | None) -> Estimate:
 
 
 def _mean_over_course(steps: np.ndarray, series: np.ndarray) -> Estimate:
-    """The mean over log(1 + step), between those that give each interval of records its first or its last value."""
+    """The mean over log(1 + step).
+
+    Two things are not known of the time between records: the course, which for a series that rises or falls is between
+    what its first and its last values there make, and the noise of iterates, of which each record is one sample.  That
+    is read off the differences of successive records.
+    """
     if len(steps) < 2:
         return Estimate(np.nan, -np.inf, np.inf, BETWEEN)
     weights = np.diff(np.log1p(steps)) / (np.log1p(steps[-1]) - np.log1p(steps[0]))
     first, last = float(series[:-1] @ weights), float(series[1:] @ weights)
-    return Estimate((first + last) / 2, min(first, last), max(first, last), BETWEEN)
+    noise = Z * float(np.sqrt((weights**2 * np.diff(series) ** 2).sum() / 2))
+    return _around((first + last) / 2, float(np.hypot((last - first) / 2, noise)), BETWEEN)
 
 
-def _change(series: np.ndarray, at: int, late: np.ndarray) -> Estimate:
-    """From a smoothed value to the mean of the last fifth; the error is one iterate's noise and that of batch means."""
+def _change(series: np.ndarray, peaks: np.ndarray, late: np.ndarray) -> Estimate:
+    """From the value at the first of `peaks` to the mean of the last fifth.
+
+    The error is one iterate's noise and that of batch means; the interval holds what any of the `peaks` would give.
+    """
     if late.sum() < 2 * BATCHES:
         return Estimate(np.nan, -np.inf, np.inf, "training time")
     batches = mean_of(np.array([batch.mean() for batch in np.array_split(series[late], BATCHES)]))
-    change = float(series[late].mean() - _smoothed(series)[at])
-    return _around(change, float(np.hypot(batches.half, Z * _noise(series[at:]))), "training time")
+    changes = series[late].mean() - _smoothed(series)[peaks]
+    half = np.hypot(batches.half, Z * _noise(series[late]))
+    return Estimate(float(changes[0]), float(changes.min() - half), float(changes.max() + half), "training time")
 
 
-def _largest_fall(series: np.ndarray) -> Estimate:
-    smooth = _smoothed(series)
-    fall = float((np.maximum.accumulate(smooth) - smooth).max())
-    half = Z * 2**0.5 * _noise(series)
-    return Estimate(fall, max(fall - half, 0.0), fall + half, "noise of iterates")
+def _peaks(smooth: np.ndarray, noise: float) -> np.ndarray:
+    """Where a series may be largest: first the record where it is, then those where it is less by noise only."""
+    peak = int(smooth.argmax())
+    return np.append(peak, np.flatnonzero(smooth >= smooth[peak] - Z * noise))
+
+
+def _largest_fall(series: np.ndarray, noise: float) -> Estimate:
+    """Noise makes falls where there are none: the lower end is what is left of this one without the largest of those.
+
+    Records are taken for independent, which makes the most of noise.
+    """
+    if not np.isfinite(noise):
+        return Estimate(np.nan, -np.inf, np.inf, "noise of iterates")
+    fall = float(_falls(_smoothed(series)))
+    made = _falls(_smoothed(np.random.default_rng(0).normal(0, noise, (200, len(series)))))
+    low, more = fall - float(np.quantile(made, (1 + LEVEL) / 2)), Z * 2**0.5 * noise
+    return Estimate(fall, max(low, 0.0), fall + more, "noise of iterates")
+
+
+def _falls(series: Float[np.ndarray, "*some times"]) -> Float[np.ndarray, "*some"]:
+    """The largest fall from any value to a later one."""
+    return (np.maximum.accumulate(series, -1) - series).max(-1)
 
 
 def _late_slope(steps: np.ndarray, series: np.ndarray, peak: int) -> Estimate | None:
@@ -344,11 +371,18 @@ def _around(value: float, half: float, covers: str) -> Estimate:
     return Estimate(value, value - half, value + half, covers)
 
 
-def _smoothed(series: np.ndarray) -> np.ndarray:
+def _smoothed(series: Float[np.ndarray, "*some times"]) -> Float[np.ndarray, "*some times"]:
     """Medians of five; ends are repeated."""
-    return np.median(np.lib.stride_tricks.sliding_window_view(np.pad(series, 2, mode="edge"), 5), axis=1)
+    padded = np.pad(series, [(0, 0)] * (series.ndim - 1) + [(2, 2)], mode="edge")
+    return np.median(np.lib.stride_tricks.sliding_window_view(padded, 5, -1), axis=-1)
 
 
-def _noise(series: np.ndarray) -> float:
-    """An iterate's standard deviation about a smooth course: second differences, their median, as few are of bends."""
-    return float(np.median(np.abs(np.diff(series, 2))) / 0.6745 / 6**0.5) if len(series) > 2 else np.inf
+def _noise(late: np.ndarray) -> float:
+    """An iterate's standard deviation about a straight line, late in training.
+
+    Earlier, records are so close that neighbours hardly differ, though each is as far from the course.
+    """
+    if len(late) < 3:
+        return np.inf
+    at = np.arange(len(late))
+    return float(np.sqrt(((late - np.polyval(np.polyfit(at, late, 1), at)) ** 2).sum() / (len(late) - 2)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeGuard
+from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -16,10 +16,16 @@ from jaxtyping import Bool, Float
 from icl_interp import theory
 from icl_interp.tasks import LinearRegression, Task
 
+Heads = Float[np.ndarray, "*some heads"]
+Quantities: TypeAlias = Any  # a number of one (ω, μ), of several an array: Float[np.ndarray, "*some"]
+
 
 @dataclass(frozen=True, eq=False)
 class Groups:
-    """Which heads are positive and which negative; the quantities that theory speaks of, as functions of (ω, μ)."""
+    """Which heads are positive and which negative; the quantities that theory speaks of, as functions of (ω, μ).
+
+    Each takes one (ω, μ), or as many as ω and μ have leading axes, and then gives one number for each.
+    """
 
     positive: Bool[np.ndarray, "heads"]
     negative: Bool[np.ndarray, "heads"]
@@ -29,45 +35,50 @@ class Groups:
         """Heads of either sign."""
         return self.positive | self.negative
 
-    def gamma(self, omega: Float[np.ndarray, "heads"], mu: Float[np.ndarray, "heads"]) -> float:
+    def gamma(self, omega: Heads, mu: Heads) -> Quantities:
         """γ, the mean |ω| of attending heads weighted by |μ|, so that η = γ Σ|μ| where signs match; NaN without any."""
         return self._mean(np.abs(omega), mu)
 
-    def spread(self, omega: Float[np.ndarray, "heads"], mu: Float[np.ndarray, "heads"]) -> float:
+    def spread(self, omega: Heads, mu: Heads) -> Quantities:
         """Root-mean-square deviation of |ω| from γ, relative to γ and weighted by |μ|: zero on the manifold (4.4)."""
         gamma = self.gamma(omega, mu)
-        return self._mean((np.abs(omega) / gamma - 1) ** 2, mu) ** 0.5
+        return self._mean((np.abs(omega) / gamma[..., None] - 1) ** 2, mu) ** 0.5
 
-    def imbalance(self, omega: Float[np.ndarray, "heads"], mu: Float[np.ndarray, "heads"]) -> float:
-        """|Σμ| / Σ|μ|, zero on the manifold (4.2)."""
-        return float(abs(mu.sum()) / np.abs(mu).sum()) if mu.any() else np.nan
+    @np.errstate(invalid="ignore")
+    def imbalance(self, omega: Heads, mu: Heads) -> Quantities:
+        """|Σμ| / Σ|μ|, zero on the manifold (4.2); NaN where all μ are zero."""
+        return np.abs(mu.sum(-1)) / np.abs(mu).sum(-1)
 
-    def step(self, omega: Float[np.ndarray, "heads"], mu: Float[np.ndarray, "heads"]) -> float:
+    def step(self, omega: Heads, mu: Heads) -> Quantities:
         """η = Σ ωμ, the effective learning rate (4.3)."""
-        return float(omega @ mu)
+        return (omega * mu).sum(-1)
 
-    def positive_sum(self, omega: Float[np.ndarray, "heads"], mu: Float[np.ndarray, "heads"]) -> float:
+    def positive_sum(self, omega: Heads, mu: Heads) -> Quantities:
         """Σμ over positive heads."""
-        return float(mu[self.positive].sum())
+        return mu[..., self.positive].sum(-1)
 
-    def negative_sum(self, omega: Float[np.ndarray, "heads"], mu: Float[np.ndarray, "heads"]) -> float:
+    def negative_sum(self, omega: Heads, mu: Heads) -> Quantities:
         """Σμ over negative heads."""
-        return float(mu[self.negative].sum())
+        return mu[..., self.negative].sum(-1)
 
-    def distance(
-        self, omega: Float[np.ndarray, "heads"], mu: Float[np.ndarray, "heads"], mu_of: Callable[[float], float]
-    ) -> float:
+    def target(self, omega: Heads, mu: Heads, mu_of: Callable[[float], float]) -> Quantities:
+        """`mu_of` at γ: μ_γ, which the sums of μ over heads of either sign should have (4.6)."""
+        return np.vectorize(mu_of, otypes=[float])(self.gamma(omega, mu))[()]
+
+    @np.errstate(invalid="ignore", divide="ignore", over="ignore")
+    def distance(self, omega: Heads, mu: Heads, mu_of: Callable[[float], float]) -> Quantities:
         """Relative distance to S*_γ at the own γ: root of the mean squared misses of |ω|/γ and of the sums of μ/μ_γ."""
-        target = mu_of(self.gamma(omega, mu))
-        if target < 1e-100:  # γ is so large that no μ is wanted at all
-            return np.inf
-        sums = np.array([self.positive_sum(omega, mu) - target, self.negative_sum(omega, mu) + target])
-        others = mu[~self.attending].sum()
-        return float(np.sqrt(self.spread(omega, mu) ** 2 + ((sums**2).mean() + others**2) / target**2))
+        target = self.target(omega, mu, mu_of)
+        missed = self.positive_sum(omega, mu) - target, self.negative_sum(omega, mu) + target
+        others = mu[..., ~self.attending].sum(-1)
+        sums = (missed[0] ** 2 + missed[1] ** 2) / 2 + others**2
+        distance = np.sqrt(self.spread(omega, mu) ** 2 + sums / target**2)
+        return np.where(target < 1e-100, np.inf, distance)[()]  # γ is so large that no μ is wanted at all
 
-    def _mean(self, values: np.ndarray, mu: np.ndarray) -> float:
+    @np.errstate(invalid="ignore")
+    def _mean(self, values: np.ndarray, mu: np.ndarray) -> Quantities:
         weights = np.abs(mu) * self.attending
-        return float(values @ weights / weights.sum()) if weights.any() else np.nan
+        return (values * weights).sum(-1) / weights.sum(-1)
 
 
 def manifold_mu(task: Task | None) -> Callable[[float], float] | None:

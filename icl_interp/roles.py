@@ -32,7 +32,7 @@ from torch import Tensor
 from icl_interp import theory
 from icl_interp.activations import activation
 from icl_interp.circuits import Circuits
-from icl_interp.estimates import Estimate, exact, mean_of, ratio_of
+from icl_interp.estimates import Estimate, exact, mean_of, ratio_of, slope_of
 from icl_interp.tasks import LinearRegression, Prompt, Task
 
 Role = Literal["positive", "negative", "dummy", "mean", "mixed", "unstructured"]
@@ -201,10 +201,10 @@ class _Parts:
         return ratio_of(predictions - missed, predictions)
 
     def mu_half(self) -> Float[np.ndarray, "heads outputs"]:
-        residual = self.ideal * (self.outputs - self.mu * self.ideal)
-        energy = (self.ideal**2).sum(0)
-        error = np.sqrt((residual**2).sum(0))
-        return 1.96 * np.divide(error, energy, out=np.full_like(error, np.inf), where=energy > 0)
+        halves = np.empty(self.mu.shape)
+        for at in np.ndindex(halves.shape):
+            halves[at] = slope_of(self.outputs[:, *at], self.ideal[:, *at]).half
+        return halves
 
 
 def _assign(

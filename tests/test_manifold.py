@@ -80,3 +80,16 @@ def test_closed_forms_are_not_offered_where_they_do_not_hold() -> None:
     tilted = LinearRegression(5, 40, 0.1, covariance=kms(0.5))
     gamma = theory.debiased_preconditioner(tilted.sigma, length=40, noise_var=0.1)
     assert optimal_step(tilted) == pytest.approx(np.trace(gamma) / 5)
+
+
+def test_many_iterates_at_once_are_each_of_them() -> None:
+    mu_of, rng = manifold_mu(MAIN), np.random.default_rng(0)
+    assert mu_of is not None
+    groups = Groups(np.array([True, False, False]), np.array([False, True, False]))
+    omega, mu = 0.1 * rng.standard_normal((2, 4, 3)), rng.standard_normal((2, 4, 3))
+    quantities = (groups.gamma, groups.spread, groups.imbalance, groups.step, groups.positive_sum, groups.negative_sum)
+    against = [lambda w, m, q=q: q(w, m, mu_of) for q in (groups.target, groups.distance)]
+    for quantity in (*quantities, *against):
+        one_by_one = [[quantity(*pair) for pair in zip(*rows, strict=True)] for rows in zip(omega, mu, strict=True)]
+        np.testing.assert_allclose(quantity(omega, mu), one_by_one, rtol=1e-12)
+        assert isinstance(one_by_one[0][0], float)

@@ -6,6 +6,7 @@ from icl_interp.estimates import (
     mean_of,
     propagate,
     ratio_of,
+    share_of,
     slope_of,
 )
 from icl_interp.probing.blocks import Bars, Block, Cell, Equation, Frames, Heatmap, Lines, Scatter, Surface, Table, Text
@@ -13,9 +14,10 @@ from icl_interp.probing.context import Context, Need, NotApplicable, UndeclaredN
 from icl_interp.probing.drawn import levelled, rounded, thinned
 from icl_interp.probing.outcomes import Outcome, broken, run_probe
 from icl_interp.probing.registry import AnyProbe, Probe, discover, load_file, probe
-from icl_interp.probing.verdicts import Status, Threshold, Verdict, judge, not_applicable
+from icl_interp.probing.verdicts import DECISIVE, Status, Threshold, Verdict, decide, judge, not_applicable
 
 __all__ = [
+    "DECISIVE",
     "AnyProbe",
     "Bars",
     "Block",
@@ -39,6 +41,7 @@ __all__ = [
     "UndeclaredNeed",
     "Verdict",
     "broken",
+    "decide",
     "discover",
     "exact",
     "judge",
@@ -51,6 +54,7 @@ __all__ = [
     "ratio_of",
     "rounded",
     "run_probe",
+    "share_of",
     "slope_of",
     "thinned",
 ]

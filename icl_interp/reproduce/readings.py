@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy import stats
 
+from icl_interp import estimates
 from icl_interp.errors import ConfigError
-from icl_interp.estimates import LEVEL
 from icl_interp.manifold import Groups
 from icl_interp.probing import Estimate, mean_of
 from icl_interp.records import Run
@@ -121,7 +120,4 @@ def share_of(hits: Bool[np.ndarray, "runs"], streams: Int[np.ndarray, "runs"]) -
         excess = np.bincount(stream, hits - rate)
         variance = float(excess @ excess) / n**2 * groups / (groups - 1)
         n /= max(1.0, variance / (rate * (1 - rate) / (n - 1)))
-    tail, k = (1 - LEVEL) / 2, rate * n
-    low = float(stats.beta.ppf(tail, k, n - k + 1)) if rate > 0 else 0.0
-    high = float(stats.beta.ppf(1 - tail, k + 1, n - k)) if rate < 1 else 1.0
-    return Estimate(rate, low, high, "seeds")
+    return estimates.share_of(rate * n, n, "seeds")

@@ -15,20 +15,17 @@ pass over the budget's prompts at each length.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy import stats
 from torch import Tensor
 
 from icl_interp.activations import NEAR_ZERO, activation
 from icl_interp.circuits import Circuits
 from icl_interp.errors import NumericsError
-from icl_interp.estimates import LEVEL
 from icl_interp.estimators import GradientDescent
 from icl_interp.manifold import optimal_step
 from icl_interp.probing import (
@@ -43,11 +40,13 @@ from icl_interp.probing import (
     Text,
     Threshold,
     Verdict,
+    decide,
     judge,
     mean_of,
     not_applicable,
     probe,
     ratio_of,
+    share_of,
     slope_of,
 )
 from icl_interp.roles import along
@@ -59,7 +58,8 @@ RATE = r"\eta = C' \sum_h \omega_h \mu_h, \qquad C' = C\, f'(0) / f(0) \ \text{ 
 RATE_IN_WORDS = "η is C′ times the sum of ω times μ; C′ is C f′(0)/f(0), for linear attention L times C."
 FRACTIONS = (0.25, 0.5, 1.0, 1.5, 2.5)  # lengths, of the training's: 10, 20, 40, 60, 100 in the main setting
 FEWEST = 1_000  # prompts to conclude anything from: squared errors have heavy tails
-RARE = 1 / 8_192  # of prompts; the fewest of the default budget's that can be told from none
+RARE = 1 / 2_000  # of prompts; so few can be told from none on half of the default first look's
+TOO_SMALL = 0.1  # a denominator; a head's weights are ten times there what they are on average
 LEVELS = (0.0, RARE, 0.001, 0.01, 0.5)  # at which denominators are shown
 
 AS_SLOPE = Threshold(
@@ -74,9 +74,7 @@ AS_RISK = Threshold(
     0.99,
     1.01,
 )
-SAFE = Threshold(
-    "below 0.1 a head's weights are ten times what they are on average; trained models stay above 0.56", low=0.1
-)
+SAFE = Threshold("trained models stay above 0.56 on all of 32,768 prompts: five times what is too small", high=RARE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +96,7 @@ class ActivationRate:
         risk, risk_half: mean squared error and its 95 % half-width over prompts.
         ratio: the model's risk over that of GD at η, at each length.
         denominators: of each head, mean f(Cs)/f(0) at `LEVELS`; empty without normalisation.
-        rare: the denominator that one prompt in 8,192 falls below, of all heads; None without normalisation.
+        unsafe: the share of prompts with a denominator below 0.1, of any head; None without normalisation.
         undefined: prompts of the training length without a prediction, which every other number leaves out.
         prompts: for each number.
     """
@@ -122,7 +120,7 @@ class ActivationRate:
     risk_half: Float[np.ndarray, "predictors lengths"]
     ratio: tuple[Estimate, ...]
     denominators: Float[np.ndarray, "heads levels"]
-    rare: Estimate | None
+    unsafe: Estimate | None
     undefined: int
     prompts: int
 
@@ -178,7 +176,7 @@ class ActivationProbe:
             denominators=np.quantile(seen.denominators, LEVELS, axis=0).T.round(5)
             if f.normalised
             else np.empty((0, 5)),
-            rare=_rare(seen.denominators.min(1)) if f.normalised else None,
+            unsafe=_unsafe(seen.denominators.min(1)) if f.normalised else None,
             undefined=seen.undefined,
             prompts=context.budget,
         )
@@ -227,7 +225,7 @@ def _rate(result: ActivationRate) -> _Conclusion:
         f"As a function the step is {result.eta_function}; to first order ω and μ make it {result.eta:.4f}, a ratio of "
         f"{ratio.value:.4f}."
     )
-    if AS_SLOPE.judge(ratio) == "fails":
+    if decide(AS_SLOPE, ratio) == "fails":
         sentence += f" With the gain of each prompt, which shrinks or grows with ‖x_q‖, it would be {result.eta_gain}."
     return ratio, AS_SLOPE, sentence
 
@@ -247,20 +245,19 @@ def _risk(result: ActivationRate) -> _Conclusion:
 
 def _safe(result: ActivationRate) -> Verdict:
     claim, source = "denominators_safe", f"{PAPER}, section 5.2"
-    if result.rare is None:
+    if result.unsafe is None:
         return not_applicable(claim, source, "linear attention is not normalised: it has no denominator")
     if result.activation == "softmax":
         return not_applicable(claim, source, "eˣ is positive, and softmax does not see what all scores have in common")
-    smallest = float(result.denominators[:, 0].min())
-    sentence = f"The smallest denominator on {result.prompts:,} prompts is {smallest:.3f} of that at scores of zero"
-    if math.isinf(result.rare.low):
-        sentence += f": too few prompts to tell what one in {1 / RARE:,.0f} may have."
-    else:
-        sentence += f"; one prompt in {1 / RARE:,.0f} has one below {result.rare.value:.3f}."
+    smallest, count = float(result.denominators[:, 0].min()), round(result.unsafe.value * result.prompts)
+    sentence = (
+        f"The smallest denominator on {result.prompts:,} prompts is {smallest:.3f} of that at scores of zero; "
+        f"{count:,} have one below {TOO_SMALL:g}."
+    )
     if smallest <= 0:  # no estimate is needed: denominators are continuous, and between this one and 1 lies zero
         sentence = f"A denominator of {smallest:.3f} was met on {result.prompts:,} prompts: they pass through zero."
-        return Verdict(claim, source, "fails", sentence, result.rare, SAFE)
-    return judge(claim, source, result.rare, SAFE, sentence)
+        return Verdict(claim, source, "fails", sentence, result.unsafe, SAFE)
+    return judge(claim, source, result.unsafe, SAFE, sentence)
 
 
 # --- What is shown ----------------------------------------------------------------------------------------------------
@@ -312,7 +309,7 @@ def _risk_table(result: ActivationRate) -> Table:
 
 def _denominators(result: ActivationRate) -> Table:
     return Table(
-        ("head", "smallest", "1 prompt in 8,192", "1 in 1,000", "1 in 100", "median"),
+        ("head", "smallest", "1 prompt in 2,000", "1 in 1,000", "1 in 100", "median"),
         tuple((h, *map(float, row)) for h, row in enumerate(result.denominators)),
         alt="How small each head's denominator gets over prompts, relative to its value at scores of zero.",
         title="Denominators, mean f(Cs)/f(0): what so many prompts fall below",
@@ -391,14 +388,6 @@ def _squared_errors(
     return np.concatenate(errors, axis=1)
 
 
-def _rare(denominators: Float[np.ndarray, "prompts"]) -> Estimate:
-    """The quantile `RARE`, between the order statistics that enclose it with 95 %; no lower end for too few prompts."""
-    n, tail = len(denominators), (1 - LEVEL) / 2
-    low, high = (int(stats.binom.ppf(level, n, RARE)) for level in (tail, 1 - tail))
-    ordered = np.sort(denominators)
-    return Estimate(
-        float(np.quantile(ordered, RARE)),
-        float(ordered[low - 1]) if low else -math.inf,
-        float(ordered[min(high, n - 1)]),
-        "prompts",
-    )
+def _unsafe(denominators: Float[np.ndarray, "prompts"]) -> Estimate:
+    """The share of prompts with one that is too small."""
+    return share_of(float((denominators < TOO_SMALL).sum()), len(denominators))

@@ -47,8 +47,10 @@ from icl_interp.probing import (
 from icl_interp.roles import Heads, Role
 from icl_interp.surfaces import ApproximateSurface, pattern_moments, predictor_risk
 from icl_interp.tasks import LinearRegression, Prompt
+from icl_interp_probes.ideal_selves import with_error_of_mu
 from icl_interp_probes.kernel_fit import PAPER, Kind, kind_of
 from icl_interp_probes.optimality import too_few
+from icl_interp_probes.shown import furthest
 
 GRID, GRID_PROMPTS, PATH = 11, 8_192, 40
 
@@ -159,6 +161,10 @@ class ApproximateLossProbe:
         moments = pattern_moments(np.append(omega, [gamma, -gamma]), context.chunks("own"), task)
         own, ground = np.append(mu, [0, 0]), np.append(0 * mu, [floor, -floor])
         floor_risk = moments.risk(ground)
+
+        def risks(mu: np.ndarray) -> np.ndarray:
+            return moments.risks(np.concatenate([mu, np.zeros((*mu.shape[:-1], 2))], -1))
+
         path = _path(context, groups) if known else np.zeros((2, 0))
         grid_gamma, grid_mu = (center * np.linspace(0.4, 1.6, GRID) for center in (gamma, floor))
         grid_loss, grid_risk = _surfaces(context, approximate, grid_gamma, grid_mu)
@@ -175,9 +181,11 @@ class ApproximateLossProbe:
             floor_loss=approximate.pair_loss(gamma, floor),
             bias=approximate.bias(groups.step(omega, mu)) if known else np.nan,
             risk=predictor_risk(context.predict, omega, mu, context.chunks("own"), task),
-            ideal_risk=moments.risk(own),
+            ideal_risk=with_error_of_mu(moments.risk(own), risks, heads, context.seed),
             floor_risk=floor_risk,
-            above_floor=moments.risk_difference(own, ground).map(lambda rise: rise / floor_risk.value),
+            above_floor=with_error_of_mu(moments.risk_difference(own, ground), risks, heads, context.seed).map(
+                lambda rise: rise / floor_risk.value
+            ),
             attention=_attention(context, approximate, heads) if known else (),
             grid_gamma=rounded(grid_gamma),
             grid_floor=rounded(np.array([approximate.floor(g) for g in grid_gamma])),
@@ -238,8 +246,8 @@ def _judge(
 
 def _spread(result: ApproximateLoss) -> _Conclusion:
     own = [a for a in result.attention if len(a.heads) == 1]
-    worst = max(own, key=lambda a: abs(np.log(a.measured.value / a.approximate)))
-    head, ratio = worst.heads[0], worst.measured.map(lambda value: value / worst.approximate)
+    worst, ratio = furthest([a.measured.map(lambda value, of=a.approximate: value / of) for a in own])
+    head = own[worst].heads[0]
     sentence = f"Of the attending heads head {head} (ω = {result.omega[head]:.3f}) is worst: its E‖p‖² is"
     return ratio, SPREAD, f"{sentence} {ratio.value:.3f} times exp(dω²)/L."
 

@@ -17,6 +17,7 @@ flows of a tenth of a second.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -209,7 +210,9 @@ class DynamicsProbe:
             return [not_applicable(claim, source, reason) for claim, source in sources.items()]
         course, doubt = result.course, _doubt(result)
         if course is None or doubt:
-            return [Verdict(claim, source, "inconclusive", doubt) for claim, source in sources.items()]
+            # What the record lacks, more prompts do not bring.
+            unknown = Estimate(math.nan, -math.inf, math.inf, "training time") if result.sure else None
+            return [Verdict(claim, source, "inconclusive", doubt, unknown) for claim, source in sources.items()]
         verdicts: list[Verdict] = []
         for claim, (name, threshold, sentence) in _CLAIMS.items():
             number: Estimate = getattr(course, name)

@@ -50,7 +50,7 @@ from icl_interp.tasks import LinearRegression, MultiTaskRegression, Prompt, Task
 from icl_interp_probes.shown import KEPT, around, extreme, head_names, magnitude, roles_of
 
 SOURCE = "arXiv 2503.12734, (3.1)–(3.2)"
-PROMPTS = 16_384  # of each kind
+PROMPTS = 16_384  # of each kind, or half of what other measurements take where that is more
 # What outliers do to predictions is heavy-tailed: a 95 % interval from a hundred prompts covers the truth 40 % of the
 # time, from 1,600 some 78 %, and it errs to the side of explaining too much.
 FEWEST = 1_000
@@ -144,7 +144,7 @@ class FaithfulnessProbe:
     def run(self, context: Context) -> Faithfulness:
         """Replace, remove, compare, prompt by prompt."""
         context.one_layer()
-        ideal, prompts = _ideal(context), min(context.budget, PROMPTS)
+        ideal, prompts = _ideal(context), min(context.budget, max(PROMPTS, context.budget // 2))
         try:
             omega, roles = context.heads.omega, roles_of(context)
             effects = _effects(context, ideal, prompts)

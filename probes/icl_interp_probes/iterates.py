@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float
+from scipy import stats
 
 from icl_interp.circuits import Circuits
+from icl_interp.estimates import LEVEL
 from icl_interp.probing import Context, Estimate, Need, mean_of, propagate
 from icl_interp_probes.shown import around
 
 BATCHES = 5  # the late iterates are autocorrelated, their means over a fifth of them hardly are
 
-Quantity = Callable[[np.ndarray, np.ndarray], float]
+Quantity = Callable[[np.ndarray, np.ndarray], float | np.ndarray]
 Read = Callable[[Circuits], tuple[np.ndarray, np.ndarray]]
 Known = tuple[np.ndarray, np.ndarray]  # values, and half-widths of their 95 % intervals
 
@@ -60,12 +63,30 @@ class Iterates:
         """(ω, μ) of the mean iterate."""
         return self.omega.mean(0), self.mu.mean(0)
 
-    def estimate(self, quantity: Quantity) -> Estimate:
-        """`quantity` of the mean iterate; its interval from the means of successive batches, or from the errors."""
+    def estimate(self, quantity: Quantity, *, batched: bool = False, size: bool = False) -> Estimate:
+        """`quantity` of the mean iterate; its interval from the means of successive batches, or from the errors.
+
+        `batched` is for quantities of many (ω, μ) at once, `size` for norms and absolute values (`propagate`).
+        """
         omega, mu = self.mean
+        simulated = partial(propagate, seed=self.seed, draws=self.draws, batched=batched, size=size)
         if self.errors is not None:
-            known = (omega, self.errors[0]), (mu, self.errors[1])
-            return propagate(quantity, *known, seed=self.seed, draws=self.draws)
-        batches = zip(np.array_split(self.omega, BATCHES), np.array_split(self.mu, BATCHES), strict=True)
-        half = mean_of(np.array([quantity(w.mean(0), m.mean(0)) for w, m in batches])).half
-        return around(quantity(omega, mu), half, "training time")
+            return simulated(quantity, (omega, self.errors[0]), (mu, self.errors[1]))
+        batches = [np.array([part.mean(0) for part in np.array_split(of, BATCHES)]) for of in (self.omega, self.mu)]
+        if size:
+            return self._size(simulated, quantity, *batches)
+        half = mean_of(np.array([quantity(*batch) for batch in zip(*batches, strict=True)])).half
+        return around(float(quantity(omega, mu)), half, "training time")
+
+    def _size(
+        self, simulated: Callable[..., Estimate], quantity: Quantity, omega: np.ndarray, mu: np.ndarray
+    ) -> Estimate:
+        """A size, from batch means: the mean of all varies as if each batch's were added with a random weight."""
+        weight = stats.t.ppf((1 + LEVEL) / 2, BATCHES - 1) / (BATCHES * (BATCHES - 1)) ** 0.5
+
+        def moved(weights: np.ndarray) -> float | np.ndarray:
+            return quantity(
+                *(of + np.tensordot(weights, each - of, 1) for of, each in zip(self.mean, (omega, mu), strict=True))
+            )
+
+        return simulated(moved, (np.zeros(BATCHES), np.full(BATCHES, weight)), covers="training time")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -149,7 +150,7 @@ class KernelFitProbe:
         groups = Groups(heads.are("positive"), heads.are("negative"))
         kind = kind_of(heads)
         iterates = _iterates(context, heads)
-        estimate, (late_omega, late_mu) = iterates.estimate, iterates.mean
+        estimate, (late_omega, late_mu) = partial(iterates.estimate, batched=True), iterates.mean
         softmax = context.config.activation == "softmax"
         mu_of = manifold_mu(task) if softmax and kind in ("opposite", "same_sign") else None
         optimum = _one_head_optimum(context) if softmax and kind == "single" else (None, None)
@@ -169,15 +170,15 @@ class KernelFitProbe:
             late_mu=late_mu,
             iterate=iterates.name,
             gamma=estimate(groups.gamma),
-            spread=estimate(groups.spread).map(_clip),
-            zero_sum=estimate(groups.imbalance).map(_clip),
+            spread=estimate(groups.spread, size=True),
+            zero_sum=estimate(groups.imbalance, size=True),
             eta=estimate(lambda omega, mu: slope * groups.step(omega, mu)),
             eta_function=_functional_step(context),
             eta_star=optimal_step(task) if context.config.activation in LINEAR_GAIN else None,
             positive_mu=estimate(groups.positive_sum),
             negative_mu=estimate(groups.negative_sum),
-            mu_gamma=estimate(lambda omega, mu: mu_of(groups.gamma(omega, mu))) if mu_of else None,
-            manifold=estimate(lambda omega, mu: groups.distance(omega, mu, mu_of)).map(_clip) if mu_of else None,
+            mu_gamma=estimate(lambda omega, mu: groups.target(omega, mu, mu_of)) if mu_of else None,
+            manifold=estimate(lambda omega, mu: groups.distance(omega, mu, mu_of), size=True) if mu_of else None,
             optimum_omega=optimum[0],
             optimum_mu=optimum[1],
             formula_omega=formula[0] if formula else None,
@@ -310,6 +311,7 @@ def _at_optimum(result: KernelFit) -> _Conclusion:
     miss = propagate(
         lambda omega, mu, best_omega, best_mu: float(max(abs(omega / best_omega - 1), abs(mu / best_mu - 1))),
         *((np.array(e.value), np.array(e.half)) for e in estimates),
+        size=True,
     )
     sentence = (
         f"(|ω|, |μ|) = ({result.gamma.value:.3f}, {mu.value:.3f}); the true risk of one head is least at "
@@ -364,7 +366,3 @@ def kind_of(heads: Heads) -> Kind:
     if positive.any() and negative.any():
         return "opposite"
     return "single" if len(heads.roles) == 1 else "same_sign"
-
-
-def _clip(value: float) -> float:
-    return max(value, 0.0)

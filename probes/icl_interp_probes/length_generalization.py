@@ -39,6 +39,7 @@ from icl_interp.probing import (
     Text,
     Threshold,
     Verdict,
+    decide,
     judge,
     mean_of,
     not_applicable,
@@ -118,7 +119,7 @@ class LengthGeneralizationProbe:
         context.one_layer()
         task = context.task
         lengths = tuple(sorted({max(round(fraction * task.length), 1) for fraction in FRACTIONS}))
-        prompts = context.holdable(min(context.budget, PROMPTS))
+        prompts = context.holdable(min(context.budget, max(PROMPTS, context.budget // 4)))
         tuning = context.sample("tuning", prompts, length=lengths[-1])
         try:
             eta = _own_step(context, tuning.beginning(task.length))
@@ -230,7 +231,7 @@ def _unless_unlearned(result: LengthGeneralization, verdict: Verdict) -> Verdict
     if result.prompts < FEWEST:
         reason = f"{result.prompts} prompts are too few to tell: it takes {FEWEST}."
         return replace(verdict, status="inconclusive", sentence=reason)
-    learned = LEARNS.judge(result.learned)
+    learned = decide(LEARNS, result.learned)
     if learned == "holds":
         return verdict
     reason = f"at the training length the model's risk is {result.learned.value:.3g} times that of predicting zero"

@@ -43,6 +43,7 @@ from icl_interp.probing import (
 from icl_interp.roles import along
 from icl_interp.surfaces import pattern_moments, predictor_risk, unit_sizes
 from icl_interp.tasks import LinearRegression
+from icl_interp_probes.ideal_selves import IdealSelves, root
 from icl_interp_probes.iterates import BATCHES
 from icl_interp_probes.kernel_fit import PAPER, Kind, kind_of
 
@@ -60,7 +61,7 @@ STEP = Threshold("η scatters by 0.9 % between iterates; 5 % off costs half a pe
 EXCESS = Threshold(
     "trained models end 0 to 1.5 % above it; heads at γ = 0.3, or a step 10 % off, are 4 % above", -0.03, 0.03
 )
-BOUND = "what Theorem 4.2 (iii) allows debiased gradient descent at this d, L and σ²"
+BOUND = Threshold("the bound itself: what Theorem 4.2 (iii) allows debiased GD at this d, L and σ²", high=1.0)
 
 
 @dataclass(frozen=True)
@@ -157,8 +158,7 @@ class OptimalityProbe:
         gamma = groups.gamma(omega, mu) if known else np.nan
         says = _theory(task, kind, gamma, eta)
         moments = pattern_moments(omega, context.chunks("prompts"), task, shape=shape, debiased_step=True)
-        ideal, step = np.append(mu, 0.0), np.append(0 * mu, eta)
-        ideal_gap = moments.mean_square(ideal - step).map(_root)
+        ideal = IdealSelves(moments, heads, context.seed)
         f, y, gd, ridge = _sampled(context, task, eta)
         risk = predictor_risk(context.predict, omega, mu, context.chunks("prompts"), task, shape=shape)
         noise, best = task.noise_var * task.query_noise, _best_gd_risk(task)
@@ -172,11 +172,11 @@ class OptimalityProbe:
             late_eta=_late_step(context),
             eta_star=star,
             relative_step=ratio_of(f**2, f * y),
-            gap=mean_of((f - gd) ** 2).map(_root),
-            ideal_gap=ideal_gap,
+            gap=mean_of((f - gd) ** 2).map(root),
+            ideal_gap=ideal.gap(),
             risk=risk,
-            ideal_risk=moments.risk(ideal),
-            price=moments.risk_difference(ideal, step),
+            ideal_risk=ideal.risk(),
+            price=ideal.price(),
             gd_risk=best,
             excess=risk.map(lambda value: (value - best) / (best - noise)),
             bayes_risk=mean_of((ridge - y) ** 2),
@@ -249,9 +249,10 @@ def _bound(result: Optimality) -> _Conclusion:
     bound, limit = result.theory.bound, result.theory.to_bayes
     if bound is None or limit is None:
         return "the bound is that of isotropic covariates with noise"
+    relative = result.to_bayes.map(lambda ratio: ratio / bound)
     sentence = f"The model's risk is {result.to_bayes.value:.3f} times the Bayes predictor's on the same prompts"
     beside = f"the limit of debiased GD's at this d/L is {limit:.3f}, the bound {bound:.3f}"
-    return result.to_bayes, Threshold(BOUND, high=bound), f"{sentence}; {beside}."
+    return relative, BOUND, f"{sentence}; {beside}."
 
 
 _CLAIMS = (
@@ -336,10 +337,6 @@ def _late_step(context: Context) -> Estimate | None:
     omega = np.diagonal(along(context.shape, np.array([c.KQ_11[0] for c in circuits])), axis1=-2, axis2=-1).mean(-1)
     steps = (omega * np.array([c.mu[0, :, 0] for c in circuits])).sum(-1)
     return mean_of(np.array([batch.mean() for batch in np.array_split(steps, BATCHES)]), "training time")
-
-
-def _root(square: float) -> float:
-    return float(np.sqrt(max(square, 0.0)))
 
 
 def _numbers(result: Optimality) -> Table:

@@ -42,6 +42,7 @@ from icl_interp.probing import (
     Text,
     Threshold,
     Verdict,
+    decide,
     judge,
     not_applicable,
     probe,
@@ -206,7 +207,7 @@ def _optimal(result: Preconditioner) -> _Conclusion:
 def _debiased(result: Preconditioner) -> _Conclusion:
     judged = result.readings[0]
     apart = distance(result.candidates[DEBIASED], result.candidates[PLAIN])
-    told = TIED.judge(judged.to_plain)
+    told = decide(TIED, judged.to_plain)
     end = "tied at this accuracy" if told == "inconclusive" else f"nearer to {'Γ_deb' if told == 'holds' else 'Γ*'}"
     known = judged.to_plain.half * apart
     sentence = f"Γ_deb and Γ* are {apart:.4f} apart, and Γ̂ is known to {known:.4f} along the line between them: {end}."
@@ -360,11 +361,14 @@ class _Regression:
         n = min(PROMPT_BATCHES, max(context.budget // (PROMPTS_A_FEATURE * dim**2), 1))
         found: list[np.ndarray] = []
         missed: list[np.ndarray] = []
+        gram, cross = np.zeros((dim**2, dim**2)), np.zeros(dim**2)
         try:
             for batch in range(n):
                 features, predictions = cls._draw(context, f"batch {batch}", context.budget // n)
-                if found:  # the batch before was fitted to other prompts
-                    missed.append(np.stack([predictions - features @ found[-1].ravel(), predictions]) ** 2)
+                if batch >= max(n // 2, 1):  # what all batches before were fitted to, so that the fit's noise is small
+                    fit = np.linalg.lstsq(gram, cross)[0]
+                    missed.append(np.stack([predictions - features @ fit, predictions]) ** 2)
+                gram, cross = gram + features.T @ features, cross + features.T @ predictions
                 found.append(np.linalg.lstsq(features, predictions)[0].reshape(dim, dim))
         except NumericsError as error:
             raise NotApplicable(f"the predictions are not defined everywhere: {error}") from error

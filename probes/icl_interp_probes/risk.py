@@ -30,6 +30,7 @@ from icl_interp.estimators import (
     gradient_descent,
 )
 from icl_interp.probing import (
+    DECISIVE,
     Block,
     Context,
     Estimate,
@@ -241,7 +242,8 @@ class RiskProbe:
         found = "; ".join(f"on {w} {n} is nearest" for w, n in zip(where, nearest, strict=False))
         sentence = f"The model is {worst.value:.3f} of its rms from debiased GD at worst; {found}."
         verdict = judge("function_of_debiased_gd", source, worst, DISTANCE, sentence)
-        closer = min((m for i, m in enumerate(result.margin) if i != reference), key=lambda margin: margin.low)
+        margins = (m.stretched(DECISIVE) for i, m in enumerate(result.margin) if i != reference)
+        closer = min(margins, key=lambda margin: margin.low)
         if verdict.status != "holds" or closer.low > 0:
             return verdict
         # Near it, but another predictor is nearer, or as near as can be told.
@@ -262,7 +264,8 @@ class _Distances:
         f, *g = np.concatenate([np.stack([v.cpu().numpy().ravel() for v in c]) for c in chunks], axis=1)
         g = np.array(g)
         energy = (g**2).sum(1)
-        scale = np.divide(g @ f, energy, out=np.zeros_like(energy), where=energy > 0)
+        # Never below zero: to go a predictor's way backwards is not to be like it.
+        scale = np.maximum(np.divide(g @ f, energy, out=np.zeros_like(energy), where=energy > 0), 0.0)
         return cls(f, (f - scale[:, None] * g) ** 2, scale)
 
     def all(self) -> tuple[Estimate, ...]:

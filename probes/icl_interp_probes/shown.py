@@ -39,6 +39,26 @@ def extreme(pick: Callable[[Iterable[float]], float], estimates: Sequence[Estima
     return Estimate(*ends, covers="prompts")
 
 
+def furthest(ratios: Sequence[Estimate]) -> tuple[int, Estimate]:
+    """Which of several ratios is furthest from 1, and its estimate: the interval holds those of all that may be it.
+
+    The one that was read as furthest is so in part by chance: its own interval is too sure.
+    """
+    worst = max(range(len(ratios)), key=lambda i: abs(math.log(ratios[i].value)))
+    low, high = ratios[worst].low, ratios[worst].high
+    least = max(low, 1 / high, 1.0)  # as near to 1 as it may be, on either side
+    rivals = [ratios[worst], *(e for e in ratios if e.low <= 1 / least or e.high >= least)]
+    ends = min(e.low for e in rivals), max(e.high for e in rivals)
+    return worst, Estimate(ratios[worst].value, *ends, covers=ratios[worst].covers)
+
+
+def joined(estimate: Estimate, other: Estimate) -> Estimate:
+    """The estimate, of a number that also varies as another one does for reasons of its own: errors add in squares."""
+    below = math.hypot(estimate.value - estimate.low, other.value - other.low)
+    above = math.hypot(estimate.high - estimate.value, other.high - other.value)
+    return Estimate(estimate.value, estimate.value - below, estimate.value + above, estimate.covers)
+
+
 def magnitude(estimate: Estimate) -> Estimate:
     """The estimate of an absolute value."""
     ends = abs(estimate.low), abs(estimate.high)

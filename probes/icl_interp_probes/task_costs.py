@@ -88,7 +88,7 @@ class _Answers:
 
     @classmethod
     def collect(cls, context: Context, predictors: dict[str, Predictor]) -> _Answers:
-        n, tasks = min(context.budget, PROMPTS), range(context.config.n_outputs)
+        n, tasks = min(context.budget, max(PROMPTS, context.budget // 2)), range(context.config.n_outputs)
         squares, changes, errors = [], [], {name: [] for name in (MODEL, *predictors)}
         for prompt, other in zip(context.chunks("tasks", n), context.chunks("other labels", n), strict=True):
             prediction = context.predict(prompt)

@@ -66,8 +66,8 @@ class Steps:
             found=rounded(E, KEPT),
             half=rounded(_halves(iterates)),
             wanted=None,
-            imbalance=_each(iterates, lambda _, m: imbalance(m)),
-            unbalanced=positive(iterates, lambda _, m: imbalance(m).max()),
+            imbalance=_each(iterates, lambda _, m: imbalance(m), _size),
+            unbalanced=_size(iterates, lambda _, m: imbalance(m).max()),
         )
         return steps._beside_theory(iterates, task) if isinstance(task, MultiTaskRegression) else steps
 
@@ -87,9 +87,9 @@ class Steps:
             self,
             wanted=rounded(wanted, KEPT),
             on_support=_each(iterates, on),
-            worst_on=positive(iterates, lambda w, m: np.abs(on(w, m) - 1).max()),
-            off_support=_each(iterates, off),
-            worst_off=None if uses.all() else positive(iterates, lambda w, m: off(w, m).max()),
+            worst_on=_size(iterates, lambda w, m: np.abs(on(w, m) - 1).max()),
+            off_support=_each(iterates, off, _size),
+            worst_off=None if uses.all() else _size(iterates, lambda w, m: off(w, m).max()),
             off_cost=tuple(rounded(off_cost).tolist()),
         )
 
@@ -122,6 +122,11 @@ def positive(iterates: Iterates, quantity: Quantity, most: float = np.inf) -> Es
     return shortened(iterates.estimate(quantity).map(lambda value: min(max(value, 0.0), most)))
 
 
+def _size(iterates: Iterates, quantity: Quantity) -> Estimate:
+    """Of an absolute value, or the largest of several."""
+    return shortened(iterates.estimate(quantity, size=True))
+
+
 def shortened(estimate: Estimate) -> Estimate:
     """With as many digits as a report needs."""
     value, low, high = rounded([estimate.value, estimate.low, estimate.high], KEPT).tolist()
@@ -138,6 +143,8 @@ def _halves(iterates: Iterates) -> Float[np.ndarray, "tasks features"]:
     return np.reshape(halves, (mu.shape[1], omega.shape[1]))
 
 
-def _each(iterates: Iterates, by_task: ByTask) -> tuple[Estimate, ...]:
+def _each(
+    iterates: Iterates, by_task: ByTask, estimate: Callable[[Iterates, Quantity], Estimate] | None = None
+) -> tuple[Estimate, ...]:
     tasks = range(iterates.mu.shape[-1])
-    return tuple(positive(iterates, lambda w, m, n=n: by_task(w, m)[n]) for n in tasks)
+    return tuple((estimate or positive)(iterates, lambda w, m, n=n: by_task(w, m)[n]) for n in tasks)

@@ -230,7 +230,10 @@ def another_basin(omega: np.ndarray, mu: np.ndarray) -> None:
 def test_each_claim_fails_where_exactly_it_is_violated(claim: str, change: Callable[..., None]) -> None:
     omega, mu = course()
     change(omega, mu)
-    assert judged_course(omega, mu) == {**dict.fromkeys(CLAIMS, "holds"), claim: "fails"}
+    expected = {**dict.fromkeys(CLAIMS, "holds"), claim: "fails"}
+    if change is no_decline:  # where |ω| stays as large as it was, nobody knows since when |μ| should have risen
+        expected["mu_rises"] = "inconclusive"
+    assert judged_course(omega, mu) == expected
 
 
 def test_signs_that_never_match() -> None:
@@ -266,7 +269,7 @@ def test_a_path_of_the_flow_is_its_own_company() -> None:
     """A record that is gradient flow itself: the flow beside it is the same, and all that is claimed holds."""
     start = np.array([0.02, -0.03, -0.01])
     path = approximate_loss_flow(start, 2 * start, 6.0, dim=5, length=40, noise_var=0.1)
-    steps = np.array(record_steps(20_000, 300))
+    steps = np.array(record_steps(20_000, 600))
     times = steps / 20_000 * path.times[-1]
     omega, mu = (np.stack([np.interp(times, path.times, head) for head in p.T], 1) for p in (path.omega, path.mu))
     run = recorded(SIGNED, steps, omega, mu, slice(-1, None))

@@ -106,8 +106,8 @@ def test_heads_that_are_no_kernels_are_not_explained() -> None:
 def test_a_model_may_be_explained_as_trained_and_not_elsewhere() -> None:
     """Heads that attend to labels as well, a little: too little to be seen before labels are outliers."""
     KQ, OV = kernels([0.13, -0.13], [3.4, -3.4])
-    KQ[:, 5, :5] = 0.01
-    found, statuses = analyzed(built(TASK, KQ, OV), budget=4000)
+    KQ[:, 5, :5] = 0.02
+    found, statuses = analyzed(built(TASK, KQ, OV), budget=16_000)
     assert statuses == {HERE: "holds", ELSEWHERE: "fails", ABLATED: "holds"}
     assert min(explained(found, "kernels"), key=explained(found, "kernels").__getitem__) == "outlying y"
     sentence = FaithfulnessProbe().judge(found)[1].sentence

@@ -149,12 +149,12 @@ def test_several_responses_are_measured_but_not_held_against_debiased_gd() -> No
 
 
 def test_lengths_without_predictions_are_left_out_and_said() -> None:
-    """1 + Cx is safe at the training length only: with three demonstrations its denominator comes near zero."""
-    run = ideal(LinearRegression(5, 12, 0.1), [0.4, -0.4], [1.1, -1.1], "affine")
+    """1 + Cx is safe at the training length only: with five demonstrations its denominator comes near zero."""
+    run = ideal(LinearRegression(5, 20, 0.1), [0.4, -0.4], [1.1, -1.1], "affine")
     result = icl.analyze(run, budget=2000, probes=["length_generalization"])
     found = result.get(LengthGeneralization)
     assert np.isnan(found.risk[0, 0])
-    assert not np.isnan(found.risk[0, found.lengths.index(12)])
+    assert not np.isnan(found.risk[0, found.lengths.index(20)])
     sentences = dict(zip(result.verdicts.claim, result.verdicts.sentence, strict=True))
     assert f"At L = {found.lengths[0]} the model has no predictions" in sentences[AS_GD]
     statuses = dict(zip(result.verdicts.claim, result.verdicts.status, strict=True))

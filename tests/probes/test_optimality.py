@@ -197,3 +197,17 @@ def test_late_iterates_are_averaged() -> None:
 def test_a_result_is_small() -> None:
     found = outcome(plant(TASK, omega=[0.1, -0.1] * 4, mu=[1.0, -1.0] * 4).run, 300)
     assert len(json.dumps(to_data([found.value, list(found.blocks)]), ensure_ascii=False)) < 6_000
+
+
+def test_numbers_of_ideal_selves_vary_with_the_error_of_their_mu() -> None:
+    """Of heads that are perturbed the μ are known from prompts only, and their gap to debiased GD hangs on Σμ."""
+    task = LinearRegression(5, 40, 0.1, covariance=kms(0.5))
+    run = plant(task, omega=[0.12, -0.12], mu=[3.0, -3.0], noise=0.05, seed=0).run
+
+    def measured(seed: int, budget: int) -> Optimality:
+        return OptimalityProbe().run(Context(run, seed=seed, budget=budget))
+
+    truth, found = measured(1_000, 32_768), [measured(seed, 1_024) for seed in range(15)]
+    for name in ("ideal_gap", "ideal_risk", "price"):
+        value, estimates = getattr(truth, name).value, [getattr(each, name) for each in found]
+        assert sum(e.low <= value <= e.high for e in estimates) >= 12, name

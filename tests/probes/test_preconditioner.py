@@ -10,7 +10,7 @@ import torch
 import icl_interp as icl
 from icl_interp import theory
 from icl_interp.config import ModelConfig
-from icl_interp.probing import Heatmap, Outcome, Table
+from icl_interp.probing import Context, Estimate, Heatmap, Outcome, Table
 from icl_interp.records import Run
 from icl_interp.serialization import to_data
 from icl_interp.tasks import LinearRegression, MultiTaskRegression, kms
@@ -267,3 +267,16 @@ def test_it_is_small_in_json_and_shows_the_inverses() -> None:
 
 def test_the_contract() -> None:
     check_probe(PreconditionerProbe, planted(iterates=15), planted(iterates=0), budget=800)
+
+
+def test_what_is_explained_does_not_depend_on_how_many_prompts_it_is_told_from() -> None:
+    """A fit to few prompts explains less of others than Γ does: batches are held against all that came before."""
+    task = LinearRegression(5, 40, 0.1, covariance=kms(0.5))
+    run = plant(task, omega=[0.12, -0.12], mu=[3.0, -3.0], noise=0.03, seed=10).run
+
+    def explained(seed: int, budget: int) -> Estimate:
+        return PreconditionerProbe().run(Context(run, seed=seed, budget=budget)).explained
+
+    truth = explained(1_000, 32_768).value
+    found = [explained(seed, 2_048) for seed in range(12)]
+    assert sum(e.low <= truth <= e.high for e in found) >= 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,7 @@ from icl_interp.testing import plant
 from icl_interp_probes.head_roles import HeadRoles, HeadRolesProbe
 from icl_interp_probes.kernel_fit import KernelFit
 from icl_interp_probes.risk import Risk, RiskProbe
-from icl_interp_probes.shown import around
+from icl_interp_probes.shown import around, furthest
 
 
 @pytest.fixture(scope="module")
@@ -110,3 +111,14 @@ def test_what_is_not_finite_has_no_end(value: float, half: float) -> None:
     estimate = around(value, half, "prompts")
     assert (estimate.low, estimate.high) == (-np.inf, np.inf)
     np.testing.assert_equal(estimate.value, value)
+
+
+@pytest.mark.parametrize("truth", [(1.05, 1.05, 1.05), (1.1, 1.0, 0.97), (0.9, 1.1, 1.0)])
+def test_the_furthest_of_several_ratios_is_covered_though_it_was_picked_by_chance(truth):
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(400):
+        ratios = [Estimate(v, v - 0.0392, v + 0.0392, "prompts") for v in truth + 0.02 * rng.standard_normal(3)]
+        at, found = furthest(ratios)
+        assert found.value == ratios[at].value
+        held += found.low <= max(truth, key=lambda ratio: abs(math.log(ratio))) <= found.high
+    assert held >= 0.93 * 400

@@ -48,7 +48,7 @@ def test_contract() -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_planted_modes_are_found_and_confirmed(task: MultiTaskRegression, mode: Mode) -> None:
     planted = plant_tasks(task, mode, noise=0.01, seed=5)
-    found, statuses = analyzed(planted.run)
+    found, statuses = analyzed(planted.run, 4 * BUDGET)
     assert statuses == dict.fromkeys(CLAIMS, "holds")
     assert found.mode == found.mode_under_ablation == found.expected == mode
     assert set(found.groups) == set(planted.groups)
