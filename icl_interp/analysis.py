@@ -13,6 +13,7 @@ from typing import TypedDict, TypeVar, overload
 import pandas as pd
 import torch
 
+from icl_interp.calibration import how_reliable
 from icl_interp.circuits import Circuits
 from icl_interp.config import ModelConfig
 from icl_interp.devices import named_device
@@ -36,6 +37,7 @@ class ProbeData(TypedDict):
     status: str
     source: str
     reason: str
+    looks: list[int]
     verdicts: list[dict[str, Json]]
     result: dict[str, Json] | None
 
@@ -109,12 +111,15 @@ class Analysis:
 
     @cached_property
     def verdicts(self) -> pd.DataFrame:
-        """One row a claim: probe, claim, source, status, value, low, high (NaN without a number), threshold, sentence.
+        """One row a claim, with these columns.
 
-        `threshold` is text, missing where there is none.
+        probe, claim, source, status; value, low, high: NaN without a number; threshold: text, missing where there is
+        none; sentence; prompts: of the look that the verdict is from, NaN where nothing is drawn; reliability: how
+        often such a verdict is right, by the calibration study.
         """
-        columns = ["probe", "claim", "source", "status", "value", "low", "high", "threshold", "sentence"]
-        return pd.DataFrame([_row(o.probe, v) for o in self.outcomes for v in o.verdicts], columns=columns)
+        numbers = ["value", "low", "high", "threshold"]
+        columns = ["probe", "claim", "source", "status", *numbers, "sentence", "prompts", "reliability"]
+        return pd.DataFrame([_row(o, v) for o in self.outcomes for v in o.verdicts], columns=columns)
 
     def to_data(self) -> AnalysisData:
         """The whole analysis as JSON-ready data; the same input gives the same data."""
@@ -128,6 +133,7 @@ class Analysis:
                     "status": outcome.status,
                     "source": outcome.source,
                     "reason": outcome.reason,
+                    "looks": list(outcome.looks),
                     "verdicts": to_data(outcome.verdicts, tuple[Verdict, ...]),
                     "result": to_data(outcome.value),
                 }
@@ -210,7 +216,9 @@ def analyze(
         probes: names, or probes and classes declared with `@probe`; None means all that are installed, but for those
             about several responses where the model has one.
         seed: of all prompts that the probes draw: the same seed gives the same analysis.
-        budget: prompts that one measurement may draw; with too few, claims come out inconclusive.
+        budget: prompts that one measurement may draw, 131,072 unless given.  A probe begins with 32,768 (or the budget,
+            if that is less), and looks again with up to four times as many for as long as one of its claims is open;
+            what is still open with the whole budget is inconclusive.
         device: where forward passes run; "auto" is the CPU, since a few ten thousand prompts gain nothing on a GPU.
 
     Raises:
@@ -300,10 +308,10 @@ def _task_from(run: Run, task: Task | None) -> str:
     return "unavailable: a user's own" if isinstance(run.task, UnavailableTask) else "the run's own"
 
 
-def _row(probe: str, verdict: Verdict) -> dict[str, object]:
+def _row(outcome: Outcome, verdict: Verdict) -> dict[str, object]:
     estimate = verdict.estimate
     return {
-        "probe": _valid(probe),
+        "probe": _valid(outcome.probe),
         "claim": _valid(verdict.claim),
         "source": _valid(verdict.source),
         "status": verdict.status,
@@ -312,6 +320,8 @@ def _row(probe: str, verdict: Verdict) -> dict[str, object]:
         "high": estimate.high if estimate else math.nan,
         "threshold": str(verdict.threshold) if verdict.threshold else None,
         "sentence": _valid(verdict.sentence),
+        "prompts": float(outcome.looks[-1]) if outcome.looks else math.nan,
+        "reliability": how_reliable(outcome.probe, verdict.claim, verdict.status),
     }
 
 

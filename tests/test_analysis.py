@@ -20,6 +20,7 @@ from icl_interp.analysis import SCHEMA_VERSION, Analysis
 from icl_interp.config import ModelConfig
 from icl_interp.errors import CheckpointError, ConfigError, SaveError
 from icl_interp.probing import Estimate, Need, Outcome, Text, Threshold, Verdict, discover
+from icl_interp.probing.verdicts import CLAIMS
 from icl_interp.records import Run
 from icl_interp.tasks import LinearRegression, UnavailableTask
 from icl_interp.testing import plant
@@ -40,7 +41,19 @@ BUILT_IN = [
     "dynamics",
 ]
 INSTALLED = [*BUILT_IN[:3], "task_allocation", "superposition", *BUILT_IN[3:]]  # with those about several responses
-COLUMNS = ["probe", "claim", "source", "status", "value", "low", "high", "threshold", "sentence"]
+COLUMNS = [
+    "probe",
+    "claim",
+    "source",
+    "status",
+    "value",
+    "low",
+    "high",
+    "threshold",
+    "sentence",
+    "prompts",
+    "reliability",
+]
 BUDGET = 200
 QUICK = {"probes": ["head_roles"], "budget": 50}
 
@@ -321,7 +334,7 @@ def test_the_verdicts_are_a_table_of_exactly_these_columns(analysis):
     assert list(table) == COLUMNS
     assert len(table) == sum(len(o.verdicts) for o in analysis) > 0
     assert set(table["status"]) <= {"holds", "fails", "inconclusive", "not_applicable"}
-    for column in ("value", "low", "high"):
+    for column in ("value", "low", "high", "prompts"):
         assert table[column].dtype == np.float64
     judged = table[table["status"] != "not_applicable"]
     assert judged["sentence"].str.len().gt(0).all()
@@ -345,6 +358,23 @@ def test_a_verdict_without_a_number_leaves_gaps():
     row = make(Outcome("p", "t", "done", verdicts=(verdict,))).verdicts.iloc[0]
     assert row[["value", "low", "high"]].isna().all()
     assert row["threshold"] is None
+    assert np.isnan(row["prompts"])
+
+
+def test_verdicts_say_of_how_many_prompts_they_are(analysis):
+    verdict = Verdict("c", "s", "holds", "It does.")
+    table = make(Outcome("p", "t", "done", verdicts=(verdict,), looks=(100, 400))).verdicts
+    assert table["prompts"].tolist() == [400]
+    assert analysis["risk"].looks == (BUDGET,)
+    assert set(analysis.verdicts["prompts"]) == {BUDGET}
+    assert analysis.to_data()["probes"]["risk"]["looks"] == [BUDGET]
+
+
+def test_no_more_claims_are_decided_by_sampling_than_are_allowed_for():
+    """What a default analysis decides of a model of several heads with a record: exact numbers are never in doubt."""
+    run = icl.train(TASK, n_heads=3, steps=400, progress=False)
+    numbers = [v.estimate for o in analyze(run, budget=BUDGET) for v in o.verdicts]
+    assert len(numbers) - sum(number is not None and number.covers == "exact" for number in numbers) <= CLAIMS
 
 
 def test_looking_up_by_name_and_by_type(analysis):
@@ -376,7 +406,7 @@ def test_json_is_strict_and_complete(analysis, tmp_path):
     assert data["schema_version"] == SCHEMA_VERSION
     assert list(data) == ["schema_version", "provenance", "circuits", "probes"]
     assert list(data["probes"]) == BUILT_IN
-    assert list(data["probes"]["risk"]) == ["title", "status", "source", "reason", "verdicts", "result"]
+    assert list(data["probes"]["risk"]) == ["title", "status", "source", "reason", "looks", "verdicts", "result"]
     assert data["provenance"]["task"]["kind"] == "LinearRegression"
 
 

@@ -116,7 +116,9 @@ def _add_analyze(known: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     analyze.add_argument("--probe", action="append", metavar="NAME|FILE.py", help="only this probe; may be repeated")
     analyze.add_argument("--seed", type=int, default=0, help="of the prompts that probes draw")
-    analyze.add_argument("--budget", type=int, help="prompts a measurement may draw")
+    analyze.add_argument(
+        "--budget", type=int, help="prompts a measurement may draw where 32,768 leave a claim open (default: 131,072)"
+    )
     analyze.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     _add_given(analyze)
     analyze.set_defaults(command=commands.analyze)

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from icl_interp.model import ICLTransformer
 
 T = TypeVar("T")
-DEFAULT_BUDGET = 32_768  # prompts for one measurement
+FIRST = 32_768  # prompts for one measurement, where they decide
+DEFAULT_BUDGET = 131_072  # where those do not
 HELD_NUMBERS = 64_000_000  # float64 numbers (512 MB) of prompts that are looked at all at once
 CHUNK_NUMBERS, CHUNK_PROMPTS = 8_000_000, 4_096  # numbers (64 MB) and prompts that are looked at in turn
 
@@ -63,7 +64,7 @@ class Context:
         run: the checkpoint.
         task: the distribution it is read under; None where unknown.
         seed: of all randomness.
-        budget: prompts that one measurement may draw.
+        budget: prompts that one measurement may draw.  It is where `run_probe` ends: it begins with `FIRST` of them.
         device: where forward passes run.
         allowed: what the probe declared; looking at anything else raises `UndeclaredNeed`.
     """
@@ -91,9 +92,14 @@ class Context:
 
     def restricted(self, allowed: Need) -> Context:
         """The same view, with only `allowed` in sight.  What was computed is shared."""
-        context = Context(
-            self._run, self._task, seed=self.seed, budget=self.budget, device=self.device, allowed=allowed
-        )
+        return self._like(budget=self.budget, allowed=allowed)
+
+    def at(self, budget: int) -> Context:
+        """The same view with another budget.  What was computed is shared, unless it was computed from prompts."""
+        return self._like(budget=budget, allowed=self._allowed)
+
+    def _like(self, *, budget: int, allowed: Need | None) -> Context:
+        context = Context(self._run, self._task, seed=self.seed, budget=budget, device=self.device, allowed=allowed)
         context._shared = self._shared
         return context
 
@@ -201,14 +207,18 @@ class Context:
 
     @property
     def heads(self) -> Heads:
-        """Roles of a one-layer model's heads, found once and copied for every probe.  Needs FORWARD and TASK.
+        """Roles of a one-layer model's heads, found once a budget and copied for every probe.  Needs FORWARD and TASK.
 
         Raises:
             NotApplicable: a deeper model, whose heads are not kernel regressors of the prompt.
         """
         self._check(Need.FORWARD | Need.TASK, "heads")
         self.one_layer()
-        return copy.deepcopy(self._once("heads", lambda: classify(self._circuits, self.chunks("heads"), self.shape)))
+        found = self._once(
+            f"heads on {self.budget} prompts",
+            lambda: classify(self._circuits, self.chunks("heads"), self.shape),
+        )
+        return copy.deepcopy(found)
 
     def one_layer(self) -> None:
         """Raise `NotApplicable` for a deeper model."""

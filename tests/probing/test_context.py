@@ -268,6 +268,19 @@ def test_heads_are_classified_once_for_all_probes(planted, monkeypatch):
     assert first.roles == second.roles == Context(planted, budget=50).heads.roles
 
 
+def test_another_budget_is_another_view_of_the_same(planted):
+    seen = Context(planted, budget=50, seed=3).restricted(Need.WEIGHTS | Need.FORWARD | Need.TASK)
+    more = seen.at(200)
+    assert (more.budget, more.seed, len(more.sample("label").x)) == (200, 3, 200)
+    assert more._circuits is seen._circuits
+    with pytest.raises(UndeclaredNeed):
+        more.dynamics
+    alone = Context(planted, budget=200, seed=3)
+    assert seen.heads.roles  # found on fewer prompts, which must not be what the other view is given
+    np.testing.assert_array_equal(more.heads.mu, alone.heads.mu)
+    assert not np.array_equal(more.heads.mu, seen.heads.mu)
+
+
 # --- Dynamics, depth --------------------------------------------------------------------------------------------------
 
 
