@@ -45,6 +45,7 @@ ROOMS = [
     "training",
     "probing",
     "probes",
+    "calibration",
     "analysis",
     "sweeps",
     "reproduce",
@@ -55,7 +56,7 @@ ROOMS = [
 # A probe's author sees these; the rest of the core is not for probes.
 FOR_PROBES = ROOMS[: ROOMS.index("probing") + 1]
 # What is shown, and the types of its parts.
-FOR_REPORTS = {"probing", "analysis", "records", "circuits", "config", "tasks", "errors", "reproduce"}
+FOR_REPORTS = {"probing", "calibration", "analysis", "records", "circuits", "config", "tasks", "errors", "reproduce"}
 
 
 def python(code):

@@ -1,5 +1,7 @@
 """How an analysis is written down.  Reads probing's and analysis' data; computes nothing."""
 
+from icl_interp_reports.calibration import calibration_html
+from icl_interp_reports.calibration_text import calibration_markdown
 from icl_interp_reports.gallery import gallery_html
 from icl_interp_reports.html import to_html
 from icl_interp_reports.markdown import gallery_markdown, to_markdown
@@ -31,6 +33,8 @@ from icl_interp_reports.terminal import (
 __all__ = [
     "analysis_in_a_line",
     "analysis_in_notebook",
+    "calibration_html",
+    "calibration_markdown",
     "circuits_in_a_line",
     "circuits_in_notebook",
     "circuits_text",

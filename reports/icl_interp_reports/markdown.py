@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from icl_interp.probing import Block, Outcome, Table, Text
+from icl_interp_reports.reliability import beside, families, sampled
 from icl_interp_reports.words import OUTCOMES, brief, called, clean, headline, number, settings
 
 if TYPE_CHECKING:
@@ -18,8 +19,11 @@ def to_markdown(analysis: Analysis) -> str:
     """A document that reads the same on a forge and in a terminal; the same analysis gives the same text."""
     parts = [f"# {escape(headline(analysis))}", "\n".join(f"- {escape(line)}" for line in settings(analysis))]
     parts += ["## Verdicts", _verdicts(analysis)]
+    if named := families(analysis):
+        items = [f"- {escape(name)}: {escape(title)}" for name, title in named.items()]
+        parts += ["Models of known truth that are named in the table:", "\n".join(items)]
     for outcome in analysis:
-        parts += [f"## {escape(brief(outcome.title))}", *_outcome(outcome)]
+        parts += [f"## {escape(brief(outcome.title))}", *_outcome(outcome, analysis.provenance.budget)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -31,7 +35,7 @@ def gallery_markdown(reproductions: Sequence[Reproduction]) -> str:
         for each in reproductions
         for c in each.claims
     ]
-    parts = ["# The figures and tables of arXiv 2503.12734, done again", _table(columns, rows)]
+    parts = ["# The figures and tables of arXiv 2503.12734, done again", table(columns, rows)]
     for each in reproductions:
         parts += [f"## {escape(called(each.name))}: {escape(brief(each.title))}", *_reproduction(each)]
     return "\n\n".join(parts) + "\n"
@@ -51,14 +55,18 @@ def _reproduction(reproduction: Reproduction) -> Iterable[str]:
 
 def _verdicts(analysis: Analysis) -> str:
     rows = [
-        (v.status.replace("_", " "), v.claim, number(v), v.sentence, v.source) for o in analysis for v in o.verdicts
+        (v.status.replace("_", " "), v.claim, number(v), v.sentence, beside(o, v), v.source)
+        for o in analysis
+        for v in o.verdicts
     ]
-    return _table(("status", "claim", "value, 95 % interval", "what was found", "source"), rows)
+    return table(("status", "claim", "value, 95 % interval", "what was found", "how reliable", "source"), rows)
 
 
-def _outcome(outcome: Outcome) -> Iterable[str]:
-    if outcome.status != "done":
+def _outcome(outcome: Outcome, budget: int) -> Iterable[str]:
+    if outcome.reason or outcome.status != "done":
         yield f"*{outcome.status.replace('_', ' ')}*: {escape(brief(outcome.reason))}"
+    if said := sampled(outcome, budget):
+        yield escape(f"{said[:1].upper()}{said[1:]}.")
     for block in outcome.blocks:
         yield _block(block)
 
@@ -66,13 +74,14 @@ def _outcome(outcome: Outcome) -> Iterable[str]:
 def _block(block: Block) -> str:
     if isinstance(block, Table):
         title = f"**{escape(block.title)}**\n\n" if block.title else ""
-        return title + _table(block.columns, block.rows)
+        return title + table(block.columns, block.rows)
     if isinstance(block, Text):
         return escape(block.text)
     return f"*{type(block).__name__}: {escape(block.alt)}*"
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Columns and rows; cells are escaped, floats have four digits."""
     lines = [_row(columns), _row(["---"] * len(columns)), *(_row([_cell(cell) for cell in row]) for row in rows)]
     return "\n".join(lines)
 

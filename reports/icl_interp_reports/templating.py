@@ -8,9 +8,11 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
+from icl_interp.calibration import in_percent
 from icl_interp.probing import Cell, Estimate, Frames, Heatmap
 from icl_interp_reports.formulas import mathml
 from icl_interp_reports.numbers import numbers
+from icl_interp_reports.reliability import beside, families, family, sampled
 from icl_interp_reports.svg import heatmap_svg
 from icl_interp_reports.words import OUTCOMES, brief, called, clean, label
 
@@ -59,6 +61,8 @@ def environment() -> Environment:
     made.filters |= {"svg": lambda block: Markup(heatmap_svg(still(block)))}
     made.filters |= {"numbers": numbers, "kind": lambda block: type(block).__name__.lower()}
     made.filters |= {"called": called, "anchor": _anchor}
+    made.filters |= {"percent": lambda share: "" if math.isnan(share) else in_percent(share)}
+    made.filters |= {"beside": beside, "family": family, "families": families, "sampled": sampled}
     made.globals |= {"OUTCOMES": OUTCOMES, "ROLES": ROLES, "SYMBOLS": SYMBOLS, "TABLE_ROWS": TABLE_ROWS}
     made.tests |= {"estimate": lambda cell: isinstance(cell, Estimate), "a_number": _is_number}
     return made

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from icl_interp.probing import Cell, Outcome, Table, Verdict
 from icl_interp_reports.population import counted, runs_in_words
 from icl_interp_reports.prompts import prompt_numbers, prompt_sizes, prompt_table
+from icl_interp_reports.reliability import beside, families, sampled
 from icl_interp_reports.words import (
     OUTCOMES,
     assumptions,
@@ -37,18 +38,29 @@ WIDTH = 110
 
 
 def to_text(analysis: Analysis) -> str:
-    """Provenance, then every claim with its status, number and sentence, then what was not measured."""
+    """Provenance, then every claim with its status, number, sentence and reliability, then what was not measured."""
     lines = [headline(analysis), *settings(analysis), ""]
     for outcome in analysis:
-        lines.append(brief(outcome.title))
-        if outcome.status != "done":
-            lines.append(f"  {outcome.status.replace('_', ' ')}: {brief(outcome.reason)}")
-        for verdict in outcome.verdicts:
-            status = verdict.status.replace("_", " ")
-            lines.append(f"  {status:<15}{brief(verdict.claim):<25} {number(verdict)}".rstrip())
-            lines += textwrap.wrap(clean(verdict.sentence), WIDTH, initial_indent=" " * 17, subsequent_indent=" " * 17)
+        lines += [*_outcome(outcome, analysis.provenance.budget), ""]
+    if named := families(analysis):
+        lines.append("Models of known truth that are named above")
+        for name, title in named.items():
+            lines += _wrapped(f"{name}: {title}", "  ")
         lines.append("")
     return "\n".join(lines)
+
+
+def _outcome(outcome: Outcome, budget: int) -> Iterator[str]:
+    yield brief(outcome.title)
+    if outcome.reason or outcome.status != "done":
+        yield f"  {outcome.status.replace('_', ' ')}: {brief(outcome.reason)}"
+    if said := sampled(outcome, budget):
+        yield f"  {said}"
+    for verdict in outcome.verdicts:
+        status = verdict.status.replace("_", " ")
+        yield f"  {status:<15}{brief(verdict.claim):<25} {number(verdict)}".rstrip()
+        yield from _wrapped(verdict.sentence, " " * 17)
+        yield from _wrapped(beside(outcome, verdict), " " * 17)
 
 
 def analysis_in_a_line(analysis: Analysis) -> str:
@@ -142,6 +154,10 @@ def _said(cell: Cell) -> str:
     if cell is None:
         return ""
     return f"{cell:.4g}" if isinstance(cell, float) else clean(str(cell))
+
+
+def _wrapped(text: str, indent: str) -> list[str]:
+    return textwrap.wrap(clean(text), WIDTH, initial_indent=indent, subsequent_indent=indent)
 
 
 def _counted(verdicts: Iterable[Verdict]) -> str:

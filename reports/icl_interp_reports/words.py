@@ -57,7 +57,7 @@ def facts(analysis: Analysis) -> dict[str, str]:
         **_recognised(p),
         "model": _model(p.model, p.step, p.training_seed),
         **task,
-        "sampling": f"{p.budget:,} prompts a measurement, seed {p.analysis_seed}",
+        "sampling": f"up to {p.budget:,} prompts a measurement, seed {p.analysis_seed}",
     }
 
 

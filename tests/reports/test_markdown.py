@@ -139,9 +139,9 @@ def test_a_document():
         "# icl-interp: planted with seed 0\n\n- model: one layer, 2 heads, d = 3, N = 1\n- task "
     )
     assert document.endswith(
-        "| status | claim | value, 95 % interval | what was found | source |\n"
-        "| --- | --- | --- | --- | --- |\n"
-        "| holds | kq\\_diagonal | 0.01 exact, wanted ≤ 0.2 | It is. | (3.1) |\n"
+        "| status | claim | value, 95 % interval | what was found | how reliable | source |\n"
+        "| --- | --- | --- | --- | --- | --- |\n"
+        "| holds | kq\\_diagonal | 0.01 exact, wanted ≤ 0.2 | It is. | not calibrated | (3.1) |\n"
         "\n"
         "## Is it?\n"
         "\n"

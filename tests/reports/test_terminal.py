@@ -106,7 +106,7 @@ def test_the_settings_say_what_was_read_and_how():
     model, task, sampling = settings(make(step=20_000, training_seed=7, budget=12_345, analysis_seed=3))
     assert model == "model: one layer, 2 heads, d = 3, N = 1; step 20,000, seed 7"
     assert task.startswith("task (the run's own): LinearRegression(dim=3, length=8")
-    assert sampling == "sampling: 12,345 prompts a measurement, seed 3"
+    assert sampling == "sampling: up to 12,345 prompts a measurement, seed 3"
     config = replace(empty().provenance.model, n_heads=1, n_layers=3)
     assert settings(make(model=config))[0] == "model: 3 layers, one head, d = 3, N = 1"
 
