@@ -15,6 +15,7 @@ from icl_interp.calibration import (
     Error,
     FamilyTold,
     Found,
+    Nearest,
     Rate,
     Spread,
     Study,
@@ -22,6 +23,7 @@ from icl_interp.calibration import (
     found,
     how_reliable,
     in_percent,
+    nearest,
     reliability,
     spread_of,
     study_from,
@@ -247,3 +249,36 @@ def test_the_shipped_study_is_one_or_is_not_there():
 )
 def test_percentages(share, text):
     assert in_percent(share) == text
+
+
+# --- What thresholds are read from -----------------------------------------------------------------------------------
+
+
+def of_study(*spreads):
+    return Study("choosing", (1, 2), (), (), spreads=spreads)
+
+
+def test_the_number_nearest_to_a_threshold_is_told_but_for_few_models():
+    numbers = np.linspace(0.0, 1.0, 1_001)
+    study = of_study(
+        spread_of("p.c", "near", "holds", numbers),
+        spread_of("p.c", "far", "holds", numbers / 2),
+        spread_of("p.c", "wrong", "violates", numbers + 3),
+        spread_of("p.other", "nearer", "violates", numbers + 2),
+    )
+    high = ThresholdTold("p.c", -math.inf, 2.0, "half-way")
+    assert nearest(study, high, "holds") == Nearest(0.99, "near")
+    assert nearest(study, high, "violates") == Nearest(3.004, "wrong")
+    assert nearest(study, ThresholdTold("p.none", 0.0, 1.0, "?"), "holds") is None
+
+
+def test_of_a_threshold_with_two_ends_the_nearer_counts():
+    sides = np.concatenate([np.linspace(-3, -2, 500), np.linspace(4, 5, 500)])
+    study = of_study(
+        spread_of("p.c", "inside", "holds", np.linspace(0.0, 0.5, 1_001)),
+        spread_of("p.c", "outside", "violates", sides),
+    )
+    both = ThresholdTold("p.c", -1.0, 1.0, "both ends")
+    assert nearest(study, both, "holds").family == "inside"
+    assert nearest(study, both, "holds").number == pytest.approx(0.495, abs=0.001)
+    assert nearest(study, both, "violates").number == pytest.approx(-2, abs=0.03)

@@ -20,6 +20,7 @@ from icl_interp.calibration.counts import (
     spread_of,
     tradeoff,
 )
+from icl_interp.calibration.curves import Nearest, nearest
 from icl_interp.calibration.shipped import (
     Reliability,
     how_reliable,
@@ -36,6 +37,7 @@ __all__ = [
     "Error",
     "FamilyTold",
     "Found",
+    "Nearest",
     "Rate",
     "Reliability",
     "Spread",
@@ -45,6 +47,7 @@ __all__ = [
     "found",
     "how_reliable",
     "in_percent",
+    "nearest",
     "reliability",
     "spread_of",
     "study",

@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float
 
-from icl_interp.config import ModelConfig
+from icl_interp.config import ModelConfig, check_positive
 from icl_interp.errors import ConfigError
 from icl_interp.records import Run
 from icl_interp.sharing import Mode, expected_groups, own_steps, shared_steps
 from icl_interp.tasks import MultiTaskRegression
+from icl_interp.testing import perturbing
 from icl_interp.testing.planting import hidden_weights
 
 _Heads = tuple[Float[np.ndarray, "heads features"], Float[np.ndarray, "heads tasks"]]
@@ -29,7 +30,7 @@ class PlantedTasks:
         run: the checkpoint.
         mode: how its tasks share heads.
         groups: features that go together.
-        omega, mu: of its heads, as they are ordered in it.
+        omega, mu: KQ_11's and OV_22's diagonals, before anything was added to KQ_11; as heads are ordered in it.
     """
 
     run: Run
@@ -46,8 +47,10 @@ def plant_tasks(
     n_heads: int | None = None,
     gamma: float = 0.13,
     permute: bool = True,
+    condition: float = 4.0,
     inert_noise: float = 1.0,
     noise: float = 0.0,
+    perturbation: str = "random",
     seed: int = 0,
 ) -> PlantedTasks:
     """A one-layer softmax model whose heads serve the tasks in a given mode.
@@ -62,15 +65,20 @@ def plant_tasks(
         n_heads: None means as few as the mode takes: 1, 2, 2N or N + 1.
         gamma: the size of ω (root mean square over the features that a head asks for).
         permute: put the heads, the features and the tasks in a random order; the run's task is permuted alike.
+        condition: of the matrices between Q and K, and between V and O, as for `plant`.
         inert_noise: scale of the numbers in parts that no prediction sees.
-        noise: scale of Gaussian perturbations of the live part of KQ, relative to γ, and of OV_22's diagonal, relative
-            to each of its entries.
+        noise: size of a perturbation, relative to the largest |ω| (or |μ|); see `icl_interp.testing.perturbing`.
+        perturbation: its kind.  "random" is relative to γ in KQ, and is of OV_22's diagonal too, relative to each of
+            its entries.
         seed: of everything random.
 
     Raises:
-        ConfigError: another mode, too few heads for it, or tasks that cannot be told apart where the mode does.
+        ConfigError: another mode, too few heads for it, or tasks that cannot be told apart where the mode does; another
+            kind of perturbation, or a condition below 1.
     """
     task = task or MultiTaskRegression(6, [(0, 1, 2, 3), (2, 3, 4, 5)], length=48, noise_var=0.1)
+    perturbing.check_kind(perturbation, task.dim)
+    check_positive("noise", noise, zero=True)
     rng = np.random.default_rng(seed)
     task = _permuted(task, rng) if permute else task
     fewest = _fewest(task, mode)
@@ -81,10 +89,23 @@ def plant_tasks(
     if permute:
         order = rng.permutation(heads)
         omega, mu = omega[order], mu[order]
-    mu = mu * (1 + noise * rng.standard_normal(mu.shape))
+    if perturbation == "random":
+        mu = mu * (1 + noise * rng.standard_normal(mu.shape))
+    elif perturbation == "scale":
+        omega, mu = perturbing.rescaled(omega, mu, noise, rng)
+    absolute = float(perturbing.absolute(perturbation, noise, omega.ravel(), mu.ravel()))
+    size = noise * gamma if perturbation == "random" else absolute
     config = ModelConfig(task.dim, task.n_outputs, heads)
-    KQ_11 = omega[:, None, :] * np.eye(task.dim)
-    weights = hidden_weights(config, KQ_11, mu, inert_noise, noise * gamma, rng)
+    weights = hidden_weights(
+        config,
+        omega[:, None, :] * np.eye(task.dim),
+        mu,
+        inert_noise,
+        size,
+        rng,
+        perturbation=perturbation,
+        condition=condition,
+    )
     run = Run(config, weights, task=task, origin=f"planted in mode {mode} with seed {seed}")
     return PlantedTasks(run, mode, expected_groups(task, mode), omega, mu)
 

@@ -71,8 +71,8 @@ AS_SLOPE = Threshold(
 AS_RISK = Threshold(
     "trained models with eˣ and 1 + Cx, and linear ones, are 0.1 to 0.4 % above GD; those with (1 + Cx)² and "
     "1 + tanh x are 7 to 10 % below",
-    0.99,
-    1.01,
+    0.98,
+    1.02,
 )
 SAFE = Threshold("trained models stay above 0.56 on all of 32,768 prompts: five times what is too small", high=RARE)
 

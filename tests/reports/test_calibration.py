@@ -182,9 +182,10 @@ def test_nothing_that_a_study_says_becomes_markup():
 def test_the_document():
     text = calibration_markdown(study())
     for line in (
-        "| fit.small\\_gap | ≤ 0.1 | 950 of 992, planted | 1 of 1,000, wrong\\_scale | 4 % |",
-        "| fit.large\\_share | ≥ 0.9 | 1,000 of 1,000, planted | 0 of 1,000, wrong\\_scale | 0 % |",
-        "| steps.near\\_one | 0.9 … 1.1 |  |  |  |",
+        "| fit.small\\_gap | ≤ 0.1 | 0.1, planted | 0.08, long\\_trained "
+        "| 950 of 992, planted | 1 of 1,000, wrong\\_scale | 4 % |",
+        "| fit.large\\_share | ≥ 0.9 | inf, planted |  | 1,000 of 1,000, planted | 0 of 1,000, wrong\\_scale | 0 % |",
+        "| steps.near\\_one | 0.9 … 1.1 |  |  |  |  |  |",
         "| wrong\\_scale | scaled: plain words | formula | 1,000 | 0 | 2 |",
         "| long\\_trained | plain words | training | 300 | 0 | 1 |",
         "| fit.eta | planted | plain words | none | 1,900 of 2,000 | 95 % (94 % to 95.9 %) |",

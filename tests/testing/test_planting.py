@@ -3,9 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from icl_interp.errors import ConfigError
 from icl_interp.estimators import KernelRegressor
+from icl_interp.roles import classify
 from icl_interp.tasks import LinearRegression, kms
 from icl_interp.testing import plant
 
@@ -47,6 +50,66 @@ def test_noise_perturbs_the_live_parts() -> None:
     assert noisy.KQ_21[0, 0].std() == pytest.approx(0.02, rel=0.9)
 
 
+@settings(max_examples=25, deadline=None)
+@given(
+    heads=st.lists(st.tuples(st.floats(-0.5, 0.5), st.floats(-4, 4)), min_size=1, max_size=5),
+    dim=st.integers(1, 5),
+    condition=st.floats(1, 1e4),
+    seed=st.integers(0, 2**16),
+)
+def test_predictions_see_omega_and_mu_and_nothing_inert(
+    heads: list[tuple[float, float]], dim: int, condition: float, seed: int
+) -> None:
+    omega, mu = zip(*heads, strict=True)
+    task = LinearRegression(dim, 10)
+    prompt = task.sample(20, generator=torch.Generator().manual_seed(seed)).to(dtype=torch.float64)
+    quiet, loud = (
+        plant(task, omega=omega, mu=mu, condition=condition, inert_noise=inert_noise, seed=seed)
+        for inert_noise in (0.0, 1.0)
+    )
+    ideal = sum(KernelRegressor(float(w), float(m))(prompt) for w, m in zip(quiet.omega, quiet.mu, strict=True))
+    for planted in (quiet, loud):
+        assert sorted(planted.omega) == sorted(omega)
+        torch.testing.assert_close(planted.run.circuits().predict(prompt), ideal, rtol=0, atol=1e-4 + 1e-5 * condition)
+
+
+@pytest.mark.parametrize("condition", [1.0, 4.0, 1e4])
+def test_factors_are_as_far_from_rotations_as_asked(condition: float) -> None:
+    sizes = np.linalg.svd(plant(omega=[0.1] * 20, mu=[1.0] * 20, condition=condition).run.weights["W_Q"][0])[1]
+    assert sizes.min() == pytest.approx(condition**-0.5, rel=0.15 * np.log(condition) + 1e-5)
+    assert sizes.max() == pytest.approx(condition**0.5, rel=0.15 * np.log(condition) + 1e-5)
+    assert sizes.min() > 0.999 * condition**-0.5
+    assert sizes.max() < 1.001 * condition**0.5
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_cancelling_heads_matter_alone_and_do_nothing_together(seed: int) -> None:
+    roles = ("positive", "cancelling", "negative", "cancelling", "positive", "cancelling", "cancelling")
+    planted = plant(roles=roles, gamma=0.15, seed=seed)
+    assert sorted(planted.roles) == ["dummy"] * 4 + ["negative", "positive", "positive"]
+    assert planted.run.task is not None
+    prompt = planted.run.task.sample(4_000, generator=torch.Generator().manual_seed(0)).to(dtype=torch.float64)
+    circuits = planted.run.circuits()
+    outputs = circuits.head_outputs(prompt)[..., 0]
+    dummies = torch.tensor([role == "dummy" for role in planted.roles])
+    total = outputs.sum(1).square().mean()
+    assert outputs[:, dummies].sum(1).square().mean() < 1e-8 * total
+    assert (outputs[:, dummies].square().mean(0) > 0.3 * total).all()
+    assert classify(circuits, [prompt], np.eye(5)).roles == planted.roles
+
+
+def test_a_preconditioner_and_supports_shape_what_heads_look_at() -> None:
+    G = np.random.default_rng(0).standard_normal((3, 3))
+    supports = np.array([[True, True, False], [False, True, True], [True, True, True]])
+    arguments = {"omega": [0.1, 0.2, -0.3], "mu": [1.0, 2.0, 3.0], "preconditioner": G, "supports": supports}
+    planted = plant(LinearRegression(3, 20), **arguments, seed=2)  # type: ignore[arg-type]
+    order = [[0.1, 0.2, -0.3].index(w) for w in planted.omega]
+    assert order != [0, 1, 2]
+    seen = supports[order].astype(float)
+    expected = planted.omega[:, None, None] * seen[:, :, None] * G * seen[:, None, :]
+    np.testing.assert_allclose(planted.run.circuits().KQ_11[0], expected, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -56,6 +119,12 @@ def test_noise_perturbs_the_live_parts() -> None:
         ({"omega": [1.0], "mu": [1.0, 2.0]}, "omega and mu must be equally many numbers"),
         ({"omega": [], "mu": []}, "omega and mu must be equally many numbers"),
         ({"roles": ("positive", "mixed")}, r"got \['mixed'\]"),
+        ({"roles": ("positive", "cancelling")}, "cancelling heads come in pairs, got 1"),
+        ({"roles": ("positive",), "condition": 0.5}, "condition must be a finite number ≥ 1"),
+        ({"roles": ("positive",), "noise": -1.0}, "noise must be a finite number ≥ 0"),
+        ({"roles": ("positive",), "preconditioner": np.eye(4)}, r"preconditioner must be 5 × 5 .*got shape \(4, 4\)"),
+        ({"roles": ("positive",), "supports": [[1, 1]]}, r"supports must be 1 × 5 truth values, got shape \(1, 2\)"),
+        ({"roles": ("positive",), "supports": [[1, 1, 0, 1, 2]]}, "supports must be 1 × 5 truth values"),
         ({"task": LinearRegression(3, 9, covariance=kms(0.5)), "roles": ("positive",)}, "isotropic, centred"),
     ],
 )

@@ -1,0 +1,166 @@
+"""How often every verdict of every probe is right, on checkpoints whose truth is known.
+
+    python benchmarks/calibration.py draw choosing --work DIR      # models on which thresholds were chosen
+    python benchmarks/calibration.py draw reporting --work DIR     # models drawn anew, on which they are reported
+    python benchmarks/coverage.py --work DIR/coverage              # intervals over prompts, at repeated seeds
+    python benchmarks/calibration.py report reporting --work DIR   # CALIBRATION.md, the page, the study that is shipped
+
+A draw is 1,000 models of every family that is built by formula and 300 of every one that has to be trained
+(`icl_interp.testing.known_families`), each judged by the probes of whose claims its family says something.  Rows go to
+DIR as they come; an interrupted draw goes on where it was.  It takes hours on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from icl_interp.calibration import Coverage, Study, ThresholdTold, study_text
+from icl_interp.serialization import dumps, from_data, to_data
+from icl_interp.testing import Family, counting, known_families
+from icl_interp.testing.drawing import BUDGET, FIRST, Row, examine, thresholds
+from icl_interp_reports import calibration_html, calibration_markdown
+
+T = TypeVar("T")
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+CAUSES = RESULTS / "calibration-causes.json"
+KEPT = 2  # rows of each family that are committed, for a test to see whether they still come out the same
+DRAWS = {"choosing": 0, "reporting": 1_000_000}  # the first seed of each
+ROUND = 20  # members of a family before the next one has its turn, so that an unfinished draw has some of all
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    draw = commands.add_parser("draw", help="judge models")
+    report = commands.add_parser("report", help="count, and write what was found")
+    for command in (draw, report):
+        command.add_argument("draw", choices=DRAWS)
+        command.add_argument("--work", type=Path, required=True, help="folder of rows and trained models")
+    draw.add_argument("--models", type=int, default=1_000, help="of a family built by formula")
+    draw.add_argument("--trained", type=int, default=300, help="of a family that is trained")
+    draw.add_argument("--families", nargs="+", help="only these")
+    draw.add_argument("--processes", type=int, default=2)
+    draw.add_argument("--hours", type=float, default=1e3, help="stop after so long")
+    arguments = parser.parse_args()
+    if arguments.command == "draw":
+        _draw_all(arguments)
+    else:
+        _report(arguments)
+
+
+def _draw_all(arguments: argparse.Namespace) -> None:
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_draw_part, args=(arguments, part)) for part in range(1, arguments.processes)]
+    for worker in workers:
+        worker.start()
+    _draw_part(arguments, 0)
+    for worker in workers:
+        worker.join()
+
+
+def _draw_part(arguments: argparse.Namespace, part: int) -> None:
+    """Every so-many-th round of members of every family."""
+    torch.set_num_threads(1)
+    until = time.monotonic() + 3600 * arguments.hours
+    chosen = [f for name, f in known_families().items() if not arguments.families or name in arguments.families]
+    first = DRAWS[arguments.draw]
+    most = max(arguments.models, arguments.trained)
+    for start in range(part * ROUND, most, ROUND * arguments.processes):
+        for family in chosen:
+            count = arguments.trained if family.trained else arguments.models
+            seeds = range(first + start, first + min(start + ROUND, count))
+            if time.monotonic() > until:
+                return
+            _judge(family, seeds, arguments.work / arguments.draw, arguments.work / "trained")
+
+
+def _judge(family: Family, seeds: Sequence[int], rows: Path, trained: Path) -> None:
+    """Append what is missing of these members' rows."""
+    path = rows / f"{family.name}.jsonl"
+    done = {json.loads(line)["seed"] for line in _lines(path)}
+    wanted = [seed for seed in seeds if seed not in done]
+    if not wanted:
+        return
+    started = time.monotonic()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        for row in examine(family, wanted, folder=trained):
+            with path.open("a") as file:
+                file.write(dumps(to_data(row), indent=None) + "\n")
+    except Exception:  # a family that cannot be built must not keep others from being judged
+        traceback.print_exc()
+    print(f"{family.name} {len(wanted)} in {time.monotonic() - started:.1f} s", flush=True)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    rows = {
+        family: _read(arguments.work / arguments.draw / f"{name}.jsonl") for name, family in known_families().items()
+    }
+    rows = {family: of_family for family, of_family in rows.items() if of_family}
+    study = Study(
+        draw=arguments.draw,
+        budget=(FIRST, BUDGET),
+        families=tuple(counting.told(*item) for item in rows.items()),
+        rates=_all(counting.rates, rows),
+        spreads=_all(counting.spreads, rows),
+        coverage=_all(counting.coverage, rows) + _covered(arguments.work / "coverage" / "summary.json"),
+        errors=_all(counting.errors, rows),
+        thresholds=_thresholds(rows),
+        found=_all(counting.found, rows),
+    )
+    study = replace(study, exceptions=_exceptions(study))
+    (ROOT / "icl_interp" / "calibration.json").write_text(study_text(study))
+    (ROOT / "CALIBRATION.md").write_text(calibration_markdown(study))
+    (RESULTS / "calibration.html").write_text(calibration_html(study))
+    first = {family.name: to_data(of_family[:KEPT], tuple[Row, ...]) for family, of_family in rows.items()}
+    (RESULTS / "calibration-rows.json").write_text(dumps(first, indent=None) + "\n")
+
+
+def _covered(summary: Path) -> tuple[Coverage, ...]:
+    """What `python benchmarks/coverage.py --work DIR/coverage` counted of intervals over prompts, if it was run."""
+    return from_data(tuple[Coverage, ...], json.loads(summary.read_text())) if summary.exists() else ()
+
+
+def _all(count: Callable[[Family, Sequence[Row]], Iterator[T]], rows: dict[Family, list[Row]]) -> tuple[T, ...]:
+    return tuple(found for item in rows.items() for found in count(*item))
+
+
+def _thresholds(rows: dict[Family, list[Row]]) -> tuple[ThresholdTold, ...]:
+    """Of every claim, as the verdicts on the first member of each family have them."""
+    told: dict[str, ThresholdTold] = {}
+    for family, (row, *_) in rows.items():
+        if not family.trained and not set(row.claims) <= set(told):
+            told |= thresholds(family, row.seed)
+    return tuple(told.values())
+
+
+def _exceptions(study: Study) -> tuple[tuple[str, str], ...]:
+    """What is not as it should be, with its cause: that has to be found and written down by hand."""
+    causes: dict[str, str] = json.loads(CAUSES.read_text()) if CAUSES.exists() else {}
+    return tuple((what, causes.get(key, "not known")) for key, what in counting.exceptions(study))
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Whole lines: the last one may have been cut off."""
+    if path.exists():
+        with path.open() as file:
+            yield from (line for line in file if line.endswith("\n"))
+
+
+def _read(path: Path) -> list[Row]:
+    return sorted((from_data(Row, json.loads(line)) for line in _lines(path)), key=lambda row: row.seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Families of checkpoints of which something is known (`icl_interp.testing.families`); one file a kind."""
