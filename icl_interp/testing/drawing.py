@@ -90,7 +90,7 @@ def examine(
     """
     for seed, known in zip(seeds, family.members(seeds, folder), strict=True):
         chosen = applicable(family, known) if probes is None else probes
-        once = first * STEP ** (seed % 3)
+        once = first * STEP ** (seed % 3) // 2
         looks = (first, budget) if family.claims else (once, once)
         yield look_at(known, seed, chosen, *looks, claims=family.claims)
 

@@ -63,18 +63,23 @@ TOO_SMALL = 0.1  # a denominator; a head's weights are ten times there what they
 LEVELS = (0.0, RARE, 0.001, 0.01, 0.5)  # at which denominators are shown
 
 AS_SLOPE = Threshold(
-    "trained models with eˣ and 1 + Cx, and linear ones, are within 0.7 % of the formula; those with (1 + Cx)² and "
-    "1 + tanh x are 12 to 13 % below it",
+    "trained models with eˣ and 1 + Cx, and linear ones, are within 0.7 % of the formula; those with (1 + Cx)² "
+    "and 1 + tanh x are 12 to 13 % below it; read between the curves of planted_activation and "
+    "shrinking_activation",
+    0.95,
+    1.05,
+)
+AS_RISK = Threshold(
+    "trained models with eˣ and 1 + Cx, and linear ones, are 0.1 to 0.4 % above GD; those with (1 + Cx)² and 1 + "
+    "tanh x are 7 to 10 % below; read between the curves of planted_activation and shrinking_activation",
     0.97,
     1.03,
 )
-AS_RISK = Threshold(
-    "trained models with eˣ and 1 + Cx, and linear ones, are 0.1 to 0.4 % above GD; those with (1 + Cx)² and "
-    "1 + tanh x are 7 to 10 % below",
-    0.98,
-    1.02,
+SAFE = Threshold(
+    "trained models stay above 0.56 on all of 32,768 prompts: five times what is too small; read between the "
+    "curves of planted_activation and unsafe_denominators",
+    high=RARE,
 )
-SAFE = Threshold("trained models stay above 0.56 on all of 32,768 prompts: five times what is too small", high=RARE)
 
 
 @dataclass(frozen=True, eq=False)

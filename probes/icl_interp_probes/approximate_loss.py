@@ -55,13 +55,21 @@ from icl_interp_probes.shown import furthest
 GRID, GRID_PROMPTS, PATH = 11, 8_192, 40
 
 SPREAD = Threshold(
-    "E‖p‖² is within 1 % of it up to |ω| = 0.3 in the main setting, 20 % below it at the one-head optimum", 0.9, 1.1
+    "E‖p‖² is within 1 % of it up to |ω| = 0.3 in the main setting, 20 % below it at the one-head optimum; read "
+    "between the curves of planted and large_scores",
+    0.9,
+    1.1,
 )
 CLOSE = Threshold(
-    "trained models are 0.3 to 0.7 % off; off the valley, at γ = 0.2 with 2.7 times its μ, L̃ is 2 % off", -0.015, 0.015
+    "trained models are 0.3 to 0.7 % off; off the valley, at γ = 0.2 with 2.7 times its μ, L̃ is 2 % off; read "
+    "between the curves of planted and large_scores",
+    -0.015,
+    0.015,
 )
 VALLEY = Threshold(
-    "trained models are 0.00 to 0.04 % above the floor, some 0.3 % early on; a step 10 % off costs 3 %", high=0.005
+    "trained models are 0.00 to 0.04 % above the floor, some 0.3 % early on; a step 10 % off costs 3 %; read "
+    "between the curves of planted and unbalanced",
+    high=0.005,
 )
 
 

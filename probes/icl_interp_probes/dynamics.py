@@ -61,17 +61,41 @@ PROMPTS = 256  # fewer are no ground for roles: an effect, a root mean square, i
 LONG = 20
 RECORDS = 20  # after growth; fewer leave the phases to guesswork
 
-EARLY = Threshold("0 to 0.03 in runs that grow heads of both signs, 0.8 to 1 in runs that first had one", high=0.5)
+EARLY = Threshold(
+    "0 to 0.03 in runs that grow heads of both signs, 0.8 to 1 in runs that first had one; read between the "
+    "curves of planted_course and course_one_sign_first",
+    high=0.5,
+)
 BALANCED = Threshold(
-    "means of 0.005 to 0.03 in runs that grow heads of both signs, 0.1 to 0.3 in the others", high=0.05
+    "means of 0.005 to 0.03 in runs that grow heads of both signs, 0.1 to 0.3 in the others; read between the "
+    "curves of planted_course and course_unbalanced",
+    high=0.05,
 )
 EQUAL = Threshold(
-    "0.01 to 0.09 where heads grow alike or for long, 0.12 to 0.26 where 20,000 steps are too few", high=0.1
+    "0.01 to 0.09 where heads grow alike or for long, 0.12 to 0.26 where 20,000 steps are too few; read between "
+    "the curves of planted_course and course_unequal",
+    high=0.1,
 )
-OVERSHOOT = Threshold("runs with both signs come down by 1.3 to 3.2, those with one sign by less than 1.05", low=1.1)
-RISE = Threshold("1.4 to 4.2 in runs with heads of both signs, 1.0 in those with one sign", low=1.1)
-FALL = Threshold("0.005 to 0.03, which is noise, in most runs; up to 0.2 in those that first had one sign", high=0.05)
-AS_IN_FLOW = Threshold("every attending head has the sign that the flow gives it", low=1.0)
+OVERSHOOT = Threshold(
+    "runs with both signs come down by 1.3 to 3.2, those with one sign by less than 1.05; read between the curves"
+    " of planted_course and course_no_overshoot",
+    low=1.1,
+)
+RISE = Threshold(
+    "1.4 to 4.2 in runs with heads of both signs, 1.0 in those with one sign; read between the curves of "
+    "planted_course and course_no_overshoot",
+    low=1.1,
+)
+FALL = Threshold(
+    "0.005 to 0.03, which is noise, in most runs; up to 0.2 in those that first had one sign; read between the "
+    "curves of planted_course and course_mu_falls",
+    high=0.05,
+)
+AS_IN_FLOW = Threshold(
+    "every attending head has the sign that the flow gives it; the curves of planted_course and "
+    "course_heads_trade_places lie on either side",
+    low=1.0,
+)
 
 
 @dataclass(frozen=True, eq=False)

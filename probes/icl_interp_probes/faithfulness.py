@@ -58,17 +58,19 @@ SCALED, NOISIER, OUTLYING = 1.5, 10.0, 10.0  # factors of x, of σ², and of out
 OUTLIERS = 20  # one demonstration in so many is an outlier
 
 EXPLAINED = Threshold(
-    "trained models are explained by 99.6 to 99.9 %, untrained ones by less than half; debiased GD explains 80 % of a "
-    "single head",
+    "trained models are explained by 99.6 to 99.9 %, untrained ones by less than half; debiased GD explains 80 % "
+    "of a single head; read between the curves of planted and almost_gd",
     low=0.98,
 )
 EXPLAINED_ELSEWHERE = Threshold(
-    "where it is worst, on outliers, models trained for 500,000 steps are explained by 99.0 to 99.4 %, eight heads "
-    "after 20,000 steps by 74 to 90 %; debiased GD explains 76 %",
+    "where it is worst, on outliers, models trained for 500,000 steps are explained by 99.0 to 99.4 %, eight "
+    "heads after 20,000 steps by 74 to 90 %; debiased GD explains 76 %; read between the curves of planted and "
+    "rarely_other",
     low=0.9,
 )
 AGREEMENT = Threshold(
-    "with heads of both signs the two worths of a head are up to 7 % of the largest apart, untrained 30 % and more",
+    "with heads of both signs the two worths of a head are up to 7 % of the largest apart, untrained 30 % and "
+    "more; read between the curves of planted and tasks_hidden_sharing",
     high=0.1,
 )
 

@@ -33,8 +33,16 @@ from icl_interp.roles import SERVES, STRUCTURED, Heads
 from icl_interp_probes.shown import around
 
 SOURCE, IDEAL = "arXiv 2503.12734, Observation 2", "arXiv 2503.12734, (3.2)"
-EXPLAINED = Threshold("trained models leave 0.1 to 1 % unexplained, untrained ones most of it", low=1 - STRUCTURED)
-MATCHED = Threshold("sign(ω)·μ of every attending head has to be positive beyond its error", low=0.0)
+EXPLAINED = Threshold(
+    "trained models leave 0.1 to 1 % unexplained, untrained ones most of it; read between the curves of planted "
+    "and almost_gd",
+    low=1 - STRUCTURED,
+)
+MATCHED = Threshold(
+    "sign(ω)·μ of every attending head has to be positive beyond its error; the curves of planted and wrong_signs"
+    " lie on either side",
+    low=0.0,
+)
 NOTHING = "—"
 
 

@@ -68,14 +68,26 @@ PROMPTS_A_FEATURE = 4  # in each batch: fewer, and one batch's regression is not
 ITERATE, ITERATE_APART = 0.02, 0.07
 ONE_SIGN = 0.1  # a group of heads adds less than this part of Γ̂ where all of them have the other sign
 
-NEARER = Threshold("half-way between the two candidates; trained runs are within 0.05 of 0, where Γ_deb is", high=0.5)
-FITS = Threshold(
-    "within half the distance from Γ_deb to the next candidate it is nearer to Γ_deb than to any; trained runs are at "
-    "0 to 0.1",
+NEARER = Threshold(
+    "half-way between the two candidates; trained runs are within 0.05 of 0, where Γ_deb is; the curves of "
+    "planted_preconditioner and preconditioner_inverse lie on either side",
     high=0.5,
 )
-TIED = Threshold("half-way from Γ_deb, at 0, to Γ*, at 1", high=0.5)
-SHARED = Threshold("trained runs are 0.00 to 0.02 apart; a group that attends along I is 0.3 and more off", high=0.1)
+FITS = Threshold(
+    "within half the distance from Γ_deb to the next candidate it is nearer to Γ_deb than to any; trained runs "
+    "are at 0 to 0.1; read between the curves of planted_preconditioner and preconditioner_identity",
+    high=0.5,
+)
+TIED = Threshold(
+    "half-way from Γ_deb, at 0, to Γ*, at 1; the curves of planted_short_prompts and preconditioner_plain lie on "
+    "either side",
+    high=0.5,
+)
+SHARED = Threshold(
+    "trained runs are 0.00 to 0.02 apart; a group that attends along I is 0.3 and more off; read between the "
+    "curves of planted_preconditioner and preconditioner_split",
+    high=0.1,
+)
 
 
 @dataclass(frozen=True, eq=False)

@@ -54,12 +54,21 @@ LENGTHS = (10, 20, 40, 60, 100)
 TUNING_PROMPTS = 16_384
 SHIFT = 1.0  # length of the mean that shifted covariates get, in units of the root mean square of one coordinate
 
-BELOW_ONE_HEAD = Threshold("the paired difference of risks has to be negative beyond its error", high=0.0)
+BELOW_ONE_HEAD = Threshold(
+    "the paired difference of risks has to be negative beyond its error; the curves of planted and same_sign lie "
+    "on either side",
+    high=0.0,
+)
 RISK_RATIO = Threshold(
-    "trained multi-head models end 0.2 to 1.5 % above debiased GD, one head 65 % above", low=0.95, high=1.05
+    "trained multi-head models end 0.2 to 1.5 % above debiased GD, one head 65 % above; read between the curves "
+    "of planted and almost_gd",
+    low=0.95,
+    high=1.05,
 )
 DISTANCE = Threshold(
-    "trained models are 0.03 to 0.10 from debiased GD, one head 0.8, an untrained model nearly 1", high=0.2
+    "trained models are 0.03 to 0.10 from debiased GD, one head 0.8, an untrained model nearly 1; read between "
+    "the curves of planted and almost_gd",
+    high=0.15,
 )
 MODEL, DEBIASED, ONE_HEAD = "model", "debiased GD", "one positive head"
 

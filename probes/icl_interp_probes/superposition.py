@@ -53,24 +53,30 @@ FEWEST = 250
 NOTHING = "—"
 
 SUPERPOSED = Threshold(
-    "the most shared of three heads on two tasks does 0.7 to 1 as much for its second task as for its first, any of "
-    "four heads 0.23 at most, and nothing is told apart where all tasks are solved alike",
+    "the most shared of three heads on two tasks does 0.7 to 1 as much for its second task as for its first, any "
+    "of four heads 0.23 at most, and nothing is told apart where all tasks are solved alike; read between the "
+    "curves of planted_tasks_superposed and planted_tasks_dedicated",
     low=SHARED,
 )
 ON_SUPPORT = Threshold(
-    "0.2 to 0.5 % off in trained models that tell tasks apart, 4 % where opposite heads solve both alike", high=0.03
+    "0.2 to 0.5 % off in trained models that tell tasks apart, 4 % where opposite heads solve both alike; read "
+    "between the curves of planted_tasks_superposed and tasks_wrong_scale",
+    high=0.03,
 )
 OFF_SUPPORT = Threshold(
-    "0.01 with dedicated heads and 0.03 in superposition after 30,000 steps, 0.9 where tasks are solved alike",
+    "0.01 with dedicated heads and 0.03 in superposition after 30,000 steps, 0.9 where tasks are solved alike; "
+    "read between the curves of planted_tasks_superposed and planted_tasks_alike",
     high=0.05,
 )
 FREE = Threshold(
-    "trained models are 0.5 % above with two heads a task and 1.1 % in superposition, 18 % where opposite heads solve "
-    "both tasks alike, and a single head 150 %",
+    "trained models are 0.5 % above with two heads a task and 1.1 % in superposition, 18 % where opposite heads "
+    "solve both tasks alike, and a single head 150 %; read between the curves of planted_tasks_dedicated and "
+    "planted_tasks_alike",
     high=1.05,
 )
 INTERFERENCE = Threshold(
-    "trained models show 0.01; predictions that change by less than this count as unchanged in the roles of heads too",
+    "trained models show 0.01; predictions that change by less than this count as unchanged in the roles of heads"
+    " too; read between the curves of planted_tasks_superposed and tasks_interfering",
     high=NEGLIGIBLE,
 )
 

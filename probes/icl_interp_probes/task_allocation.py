@@ -46,8 +46,16 @@ IN_WORDS: dict[Mode, str] = {
     "IV": "superposition: heads that serve several tasks",
     "other": "none of the four modes",
 }
-INSIDE = Threshold("the margin is negative outside of a mode, and relative to the bound that is nearest", low=0.0)
-EXACT = Threshold("no feature may be in another group than it should be", high=0.0)
+INSIDE = Threshold(
+    "the margin is negative outside of a mode, and relative to the bound that is nearest; the curves of "
+    "planted_tasks_superposed and tasks_other_mode lie on either side",
+    low=0.0,
+)
+EXACT = Threshold(
+    "no feature may be in another group than it should be; the curves of planted_tasks_dedicated and "
+    "tasks_wrong_groups lie on either side",
+    high=0.0,
+)
 
 
 @dataclass(frozen=True, eq=False)

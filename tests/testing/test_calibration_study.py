@@ -4,7 +4,6 @@ A study takes hours, so what it found is committed; here some of it is found aga
 """
 
 import json
-import math
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from icl_interp_reports import calibration_html, calibration_markdown
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 AGAIN = "run `python benchmarks/calibration.py` again: what it found is not what the probes now say"
-FRESH, MEMBERS = 2_000_000, 10  # seeds that no draw has
+FRESH, MEMBERS = 2_000_000, 4  # seeds that no draw has
 
 STUDY = study()
 FAMILIES = {name: family for name, family in known_families().items() if not family.trained}
@@ -86,4 +85,4 @@ def test_a_smaller_draw_agrees_with_the_study(name):
         if claim in family.violates and f"{claim} passes {name}" not in excepted:
             assert holds == 0, f"{claim} holds on {holds} of {MEMBERS} that violate it"
         if claim in family.holds and f"{claim} misses {name}" not in excepted:
-            assert holds >= math.floor(0.9 * MEMBERS), f"{claim} is found on {holds} of {MEMBERS} of which it is true"
+            assert holds >= MEMBERS - 1, f"{claim} is found on {holds} of {MEMBERS} of which it is true"
