@@ -21,6 +21,7 @@ SIZES = tuple(float(f"{edge:.3g}") for edge in np.geomspace(1e-3, 1, 13))  # edg
 PASS, PASS_TRAINED = 0.004, 0.0  # most of a family's members that may pass a claim which they violate
 FOUND = 0.99  # least of the members of which a claim is true that it has to hold on
 MANY, COVERED_WITHIN = 2_000, 0.02
+ROUNDING = 2e-6  # of weights in float32: what is known so well has no error to speak of
 ENOUGH = 10  # members in a bin, for what is said of it to mean anything
 
 
@@ -49,14 +50,14 @@ def spreads(family: Family, rows: Sequence[Row]) -> Iterator[Spread]:
 def found(family: Family, rows: Sequence[Row]) -> Iterator[Found]:
     """How many of the members of which a claim is true it held on, by the size of their perturbation."""
     for upper, members in _by_size(rows):
-        for claim in (claim for claim in family.claims if truth(family, claim) == "holds"):
+        for claim in (claim for claim in family.claims if claim in family.holds):
             holds = sum(claim in row.claims and row.claims[claim].status == "holds" for row in members)
             yield Found(claim, upper, holds, len(members))
 
 
 def coverage(family: Family, rows: Sequence[Row]) -> Iterator[Coverage]:
-    """How often the intervals of estimates whose truth is known held it."""
-    intervals = [(path, m) for path, m in _numbers(rows) if np.isfinite(m.low) and np.isfinite(m.high)]
+    """How often the intervals of estimates whose truth is known held it; not those as narrow as rounding."""
+    intervals = [(path, m) for path, m in _numbers(rows) if ROUNDING * max(abs(m.truth), 1) < m.high - m.low < np.inf]
     for (path, covers, prompts), group in _grouped(intervals, lambda item: (item[0], item[1].covers, item[1].prompts)):
         held = [m.low <= m.truth <= m.high for _, m in group]
         yield Coverage(path, covers, prompts, sum(held), len(held), family.name)
@@ -114,8 +115,10 @@ def covers_as_it_should(row: Coverage) -> bool:
 
 
 def truth(family: Family, claim: str) -> Truth:
-    """What the family says of a claim."""
-    return "holds" if claim in family.holds else "violates" if claim in family.violates else "unsaid"
+    """What the family says of a claim; nothing of those for whose sake its members were not looked at."""
+    if claim not in family.claims:
+        return "unsaid"
+    return "holds" if claim in family.holds else "violates"
 
 
 def _claims(family: Family, rows: Sequence[Row]) -> list[str]:

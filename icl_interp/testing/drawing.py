@@ -79,7 +79,7 @@ def examine(
     """A row for each of the family's members.
 
     Only claims of which the family says something are worth a further look.  Members of a family that says nothing get
-    one look each, of `first` prompts, four times or sixteen times as many in turn: of them errors are wanted.
+    one look each, of half as many prompts as `first`, twice or eight times as many in turn: of them errors are wanted.
 
     Args:
         family: of checkpoints of which something is known.
@@ -90,7 +90,7 @@ def examine(
     """
     for seed, known in zip(seeds, family.members(seeds, folder), strict=True):
         chosen = applicable(family, known) if probes is None else probes
-        once = first * STEP ** (seed % 3) // 2
+        once = first // 2 * STEP ** (seed % 3)
         looks = (first, budget) if family.claims else (once, once)
         yield look_at(known, seed, chosen, *looks, claims=family.claims)
 

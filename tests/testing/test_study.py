@@ -77,7 +77,7 @@ def test_of_a_family_that_says_nothing_all_probes_speak_once():
     kernel_fit = [probe for probe in applicable(silent, known) if probe.name == "kernel_fit"]  # pyright: ignore
     first, second = examine(silent, [0, 1], probes=kernel_fit, first=512)
     prompts = [{said.prompts for said in each.claims.values()} for each in (first, second)]
-    assert prompts == [{512}, {512 * STEP}]
+    assert prompts == [{256}, {256 * STEP}]
 
 
 def test_estimates_stand_beside_their_truth():
