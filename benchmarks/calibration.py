@@ -141,7 +141,7 @@ def _thresholds(rows: dict[Family, list[Row]]) -> tuple[ThresholdTold, ...]:
     told: dict[str, ThresholdTold] = {}
     for family, (row, *_) in rows.items():
         if not family.trained and not set(row.claims) <= set(told):
-            told |= thresholds(family, row.seed)
+            told = thresholds(family, row.seed) | told
     return tuple(told.values())
 
 

@@ -69,7 +69,8 @@ def test_thresholds_are_those_of_the_study(name):
     assert STUDY is not None
     of_study = {threshold.claim: threshold for threshold in STUDY.thresholds}
     for claim, threshold in thresholds(FAMILIES[name], KEPT[name][0].seed).items():
-        assert threshold == of_study[claim], AGAIN
+        told = of_study[claim]  # with several responses a claim has another reason, and the same bounds
+        assert (threshold.low, threshold.high) == (told.low, told.high), AGAIN
 
 
 @pytest.mark.slow
