@@ -20,7 +20,7 @@ from icl_interp.devices import named_device
 from icl_interp.errors import ConfigError
 from icl_interp.formats import Given, load_run
 from icl_interp.formats.files import write_file
-from icl_interp.probing import AnyProbe, Context, Need, Outcome, Probe, Verdict, broken, discover, run_probe
+from icl_interp.probing import AnyProbe, Context, Outcome, Probe, Verdict, broken, discover, fitting, run_probe
 from icl_interp.records import Run
 from icl_interp.serialization import Json, dumps, to_data
 from icl_interp.tasks import Task, UnavailableTask, check_task
@@ -283,8 +283,7 @@ def _choose(
 ) -> tuple[list[Probe[object]], dict[str, BaseException]]:
     known, failed = discover()
     if probes is None:
-        several = model.n_outputs > 1
-        return [probe for probe in known.values() if several or Need.SEVERAL_RESPONSES not in probe.needs], failed
+        return fitting(model), failed
     chosen: dict[str, Probe[object]] = {}
     for asked in [probes] if isinstance(probes, str) else probes:
         if isinstance(asked, str):
@@ -320,7 +319,7 @@ def _row(outcome: Outcome, verdict: Verdict) -> dict[str, object]:
         "high": estimate.high if estimate else math.nan,
         "threshold": str(verdict.threshold) if verdict.threshold else None,
         "sentence": _valid(verdict.sentence),
-        "prompts": float(outcome.looks[-1]) if outcome.looks else math.nan,
+        "prompts": float(outcome.prompts or math.nan),
         "reliability": how_reliable(outcome.probe, verdict.claim, verdict.status),
     }
 

@@ -29,17 +29,17 @@ def nearest(study: Study, threshold: ThresholdTold, truth: Truth) -> Nearest | N
     kept = (within <= levels) & (levels <= 1 - within)
     sign = 1 if truth == "holds" else -1
     found = [
-        (float(slack.min()), float(numbers[slack.argmin()]), spread.family)
+        (*_closest(spread, threshold, kept, sign), spread.family)
         for spread in study.spreads
         if spread.claim == threshold.claim and spread.truth == truth
-        for numbers, slack in [_slack(spread, threshold, kept, sign)]
     ]
     return Nearest(*min(found)[1:]) if found else None
 
 
-def _slack(spread: Spread, threshold: ThresholdTold, kept: np.ndarray, sign: int) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers, and how far each is inside the threshold; or outside of it, with the other sign."""
+def _closest(spread: Spread, threshold: ThresholdTold, kept: np.ndarray, sign: int) -> tuple[float, float]:
+    """How far inside the threshold the number is that is least so (with the other sign: outside), and that number."""
     numbers = np.array(spread.quantiles)[kept]
     with np.errstate(invalid="ignore"):
         inside = np.minimum(numbers - threshold.low, threshold.high - numbers)
-    return numbers, sign * np.nan_to_num(inside, nan=0.0)
+    slack = sign * np.nan_to_num(inside, nan=0.0)
+    return float(slack.min()), float(numbers[slack.argmin()])

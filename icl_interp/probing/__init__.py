@@ -13,7 +13,7 @@ from icl_interp.probing.blocks import Bars, Block, Cell, Equation, Frames, Heatm
 from icl_interp.probing.context import Context, Need, NotApplicable, UndeclaredNeed
 from icl_interp.probing.drawn import levelled, rounded, thinned
 from icl_interp.probing.outcomes import Outcome, broken, run_probe
-from icl_interp.probing.registry import AnyProbe, Probe, discover, load_file, probe
+from icl_interp.probing.registry import AnyProbe, Probe, discover, fitting, load_file, probe
 from icl_interp.probing.verdicts import DECISIVE, Status, Threshold, Verdict, decide, judge, not_applicable
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "decide",
     "discover",
     "exact",
+    "fitting",
     "judge",
     "levelled",
     "load_file",

@@ -66,6 +66,11 @@ class Outcome:
     looks: tuple[int, ...] = ()
 
     @property
+    def prompts(self) -> int:
+        """Those of the last look, whose finding this is; 0 where nothing is drawn."""
+        return self.looks[-1] if self.looks else 0
+
+    @property
     def undecided(self) -> tuple[str, ...]:
         """The claims that the last look left inconclusive."""
         return tuple(verdict.claim for verdict in self.verdicts if verdict.status == "inconclusive")

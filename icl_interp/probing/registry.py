@@ -15,6 +15,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Never, Protocol, TypeVar, cast, runtime_checkable
 
+from icl_interp.config import ModelConfig
 from icl_interp.errors import ConfigError
 from icl_interp.probing.blocks import Block
 from icl_interp.probing.context import Context, Need
@@ -115,6 +116,12 @@ def discover() -> tuple[dict[str, Probe[object]], dict[str, BaseException]]:
         except (Exception, SystemExit) as error:  # a broken plugin is the plugin's, not the analysis', failure
             broken[f"{entry.name} ({entry.value})"] = error
     return dict(_REGISTRY), broken
+
+
+def fitting(model: ModelConfig) -> list[Probe[object]]:
+    """The installed probes, but for those about several responses where the model has one."""
+    several = model.n_outputs > 1
+    return [probe for probe in discover()[0].values() if several or Need.SEVERAL_RESPONSES not in probe.needs]
 
 
 def load_file(path: str | Path) -> list[str]:

@@ -57,7 +57,8 @@ def found(family: Family, rows: Sequence[Row]) -> Iterator[Found]:
 
 def coverage(family: Family, rows: Sequence[Row]) -> Iterator[Coverage]:
     """How often the intervals of estimates whose truth is known held it; not those as narrow as rounding."""
-    intervals = [(path, m) for path, m in _numbers(rows) if ROUNDING * max(abs(m.truth), 1) < m.high - m.low < np.inf]
+    numbers = [number for row in rows for number in _of(row)]
+    intervals = [(path, m) for path, m in numbers if ROUNDING * max(abs(m.truth), 1) < m.high - m.low < np.inf]
     for (path, covers, prompts), group in _grouped(intervals, lambda item: (item[0], item[1].covers, item[1].prompts)):
         held = [m.low <= m.truth <= m.high for _, m in group]
         yield Coverage(path, covers, prompts, sum(held), len(held), family.name)
@@ -88,16 +89,11 @@ def exceptions(study: Study) -> Iterator[tuple[str, str]]:
     trained = {family.name for family in study.families if family.trained}
     for rate in study.rates:
         most = PASS_TRAINED if rate.family in trained else PASS
+        said = f"{rate.claim} holds on {rate.holds} of {rate.models} {rate.family}"
         if rate.truth == "violates" and rate.holds > most * rate.models:
-            yield (
-                f"{rate.claim} passes {rate.family}",
-                f"{rate.claim} holds on {rate.holds} of {rate.models} {rate.family}",
-            )
+            yield f"{rate.claim} passes {rate.family}", said
         if rate.truth == "holds" and rate.holds < FOUND * rate.models:
-            yield (
-                f"{rate.claim} misses {rate.family}",
-                f"{rate.claim} holds on {rate.holds} of {rate.models} {rate.family}",
-            )
+            yield f"{rate.claim} misses {rate.family}", said
     for row in study.coverage:
         if not covers_as_it_should(row):
             share = f"{row.held} of {row.of} ({row.held / row.of:.1%})"
@@ -130,11 +126,6 @@ def _of(row: Row) -> Iterator[tuple[str, Measured]]:
     """Its estimates, those of single heads and entries under one name."""
     for path, measured in row.numbers.items():
         yield re.sub(r"\.\d+", "", path), measured
-
-
-def _numbers(rows: Iterable[Row]) -> Iterator[tuple[str, Measured]]:
-    for row in rows:
-        yield from _of(row)
 
 
 def _wrong(row: Row) -> Iterator[tuple[str, int, float]]:

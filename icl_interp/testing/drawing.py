@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from icl_interp.calibration import ThresholdTold
-from icl_interp.probing import AnyProbe, Context, Estimate, Need, Outcome, Probe, discover, run_probe
+from icl_interp.probing import AnyProbe, Context, Estimate, Outcome, Probe, discover, fitting, run_probe
 from icl_interp.probing.outcomes import STEP
 from icl_interp.testing.known import Family, Known
 
@@ -101,8 +101,7 @@ def applicable(family: Family, member: Known) -> list[AnyProbe]:
     if family.probes:
         finds = (["head_roles"] if member.roles else []) + (["task_allocation"] if member.mode else [])
         return [known[name] for name in dict.fromkeys([*family.probes, *finds])]
-    several = member.run.model_config.n_outputs > 1
-    return [probe for probe in known.values() if several or Need.SEVERAL_RESPONSES not in probe.needs]
+    return [*fitting(member.run.model_config)]
 
 
 def look_at(
@@ -136,26 +135,24 @@ def thresholds(family: Family, seed: int) -> dict[str, ThresholdTold]:
     """Where the numbers of the claims have to lie, by "probe.claim", as the verdicts on one member say."""
     (known,) = family.members([seed], None)
     context = Context(known.run, known.task, budget=FIRST * STEP)  # with fewer prompts some claims have no number
-    outcomes = [run_probe(probe, context) for probe in applicable(family, known)]
-    return {
-        f"{o.probe}.{v.claim}": ThresholdTold(
-            f"{o.probe}.{v.claim}", v.threshold.low, v.threshold.high, v.threshold.reason
-        )
-        for o in outcomes
-        for v in o.verdicts
-        if v.threshold
-    }
+    told: dict[str, ThresholdTold] = {}
+    for probe in applicable(family, known):
+        outcome = run_probe(probe, context)
+        for verdict in outcome.verdicts:
+            if limit := verdict.threshold:
+                claim = f"{outcome.probe}.{verdict.claim}"
+                told[claim] = ThresholdTold(claim, limit.low, limit.high, limit.reason)
+    return told
 
 
 def _said(outcome: Outcome) -> dict[str, Said]:
     """By claim; a probe that failed says so of a claim of its own name."""
     if outcome.status in ("failed", "broken"):
         return {FAILED: Said("failed")}
-    prompts = outcome.looks[-1] if outcome.looks else 0
     return {
-        verdict.claim: Said(verdict.status, e.value, e.low, e.high, prompts)
+        verdict.claim: Said(verdict.status, e.value, e.low, e.high, outcome.prompts)
         if (e := verdict.estimate)
-        else Said(verdict.status, prompts=prompts)
+        else Said(verdict.status, prompts=outcome.prompts)
         for verdict in outcome.verdicts
     }
 
@@ -167,13 +164,12 @@ def _number(outcomes: dict[str, Outcome], path: str, truth: float) -> Measured |
     found = _at(outcome, rest)
     if outcome is None or found is None:
         return None
-    prompts = outcome.looks[-1] if outcome.looks else 0
     if isinstance(found, Estimate):
-        return Measured(truth, found.value, found.low, found.high, found.covers, prompts)
+        return Measured(truth, found.value, found.low, found.high, found.covers, outcome.prompts)
     name, _, index = rest.partition(".")
     half = _at(outcome, f"{name}_half{'.' * bool(index)}{index}")
     half = math.nan if half is None else float(half)
-    return Measured(truth, float(found), found - half, found + half, "", prompts)
+    return Measured(truth, float(found), found - half, found + half, "", outcome.prompts)
 
 
 def _at(outcome: Outcome | None, path: str) -> Any:

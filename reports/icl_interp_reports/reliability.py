@@ -38,7 +38,7 @@ def sampled(outcome: Outcome, budget: int | None = None) -> str:
     resting = [verdict for verdict in outcome.verdicts if _rests_on_prompts(verdict)]
     if not outcome.looks or not resting:
         return ""
-    last, undecided = outcome.looks[-1], [v.claim for v in resting if v.claim in outcome.undecided]
+    last, undecided = outcome.prompts, [v.claim for v in resting if v.claim in outcome.undecided]
     if not undecided:
         return f"decided on {last:,} prompts"
     end = ", the end of the budget," if last == budget else ""
