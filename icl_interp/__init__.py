@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from icl_interp.formats import load
     from icl_interp.model import ICLTransformer
     from icl_interp.records import Dynamics, Run, Runs, TrainConfig
-    from icl_interp.tasks import LinearRegression, MultiTaskRegression, Prompt, Task, kms
+    from icl_interp.tasks import LinearRegression, MultiTaskRegression, Prompt, SparseRegression, Task, kms
     from icl_interp.training import train, train_many
 
 _HOMES = {
@@ -38,7 +38,7 @@ _HOMES = {
     "formats": ("load",),
     "model": ("ICLTransformer",),
     "records": ("Dynamics", "Run", "Runs", "TrainConfig"),
-    "tasks": ("LinearRegression", "MultiTaskRegression", "Prompt", "Task", "kms"),
+    "tasks": ("LinearRegression", "MultiTaskRegression", "Prompt", "SparseRegression", "Task", "kms"),
     "training": ("train", "train_many"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
@@ -58,6 +58,7 @@ __all__ = [
     "Run",
     "Runs",
     "SaveError",
+    "SparseRegression",
     "Task",
     "TrainConfig",
     "TrainingError",

@@ -26,6 +26,7 @@ from icl_interp.tasks import (
     LinearRegression,
     Mean,
     MultiTaskRegression,
+    SparseRegression,
     Supports,
     Task,
     UnavailableTask,
@@ -38,6 +39,7 @@ _DTYPES = ("bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16
 TASKS: dict[str, type[Task]] = {
     "LinearRegression": LinearRegression,
     "MultiTaskRegression": MultiTaskRegression,
+    "SparseRegression": SparseRegression,
     "custom": UnavailableTask,
 }
 

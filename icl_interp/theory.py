@@ -306,6 +306,17 @@ def bayes_risk_asymptotic(
 
 
 @_checked
+def ridgeless_excess_risk(dim: int, length: int, *, signal_var: float = 1.0) -> float:
+    """Risk of the least-squares solution of least norm, without noise: 1 − L/d, or 0 from L = d on (derived; exact).
+
+    That solution is β projected on the span of the L covariates, and its risk at Σ = I the squared norm of what that
+    leaves out.  The span is turned in any direction alike, independently of β, so that it leaves out d − L of d parts
+    of ‖β‖² on average, whatever the law of β: a sparse one is found no better than a dense one.
+    """
+    return signal_var * max(0.0, 1 - length / dim)
+
+
+@_checked
 def _chi_square_mgf(omega_product: float, dof: int) -> float:
     """E exp(aχ²) = (1 − 2a)^(−dof/2): the scores are Gaussian given ‖x_q‖², which is averaged over here."""
     return (1 - 2 * omega_product) ** (-dof / 2)

@@ -19,7 +19,15 @@ from icl_interp.config import ModelConfig
 from icl_interp.errors import CheckpointError
 from icl_interp.records import TrainConfig
 from icl_interp.serialization import dumps, from_data, to_data
-from icl_interp.tasks import LinearRegression, MultiTaskRegression, Prompt, Task, UnavailableTask, kms
+from icl_interp.tasks import (
+    LinearRegression,
+    MultiTaskRegression,
+    Prompt,
+    SparseRegression,
+    Task,
+    UnavailableTask,
+    kms,
+)
 
 
 @dataclass(frozen=True)
@@ -304,7 +312,7 @@ json_values = st.recursive(
     max_leaves=10,
 )
 KINDS = [float, int, bool, str, np.ndarray, Float[np.ndarray, "a b"], dict[str, str], list[float], tuple[str, ...]]
-KINDS += [Inner, Everything, ModelConfig, TrainConfig, LinearRegression, MultiTaskRegression, Task]
+KINDS += [Inner, Everything, ModelConfig, TrainConfig, LinearRegression, MultiTaskRegression, SparseRegression, Task]
 
 
 def structured_or_refused(kind, data):
@@ -385,7 +393,18 @@ several = st.builds(
 )
 
 
-@given(tasks | several)
+sparse = st.builds(
+    SparseRegression,
+    dim=st.integers(4, 9),
+    sparsity=st.integers(1, 4),
+    length=st.integers(1, 100),
+    noise_var=variances,
+    query_noise=st.booleans(),
+    signal_var=st.floats(1e-6, 1e6),
+)
+
+
+@given(tasks | several | sparse)
 def test_tasks_come_back_equal(task):
     back = from_data(Task, through_json(task, Task))
     assert back == task
@@ -442,7 +461,7 @@ def test_a_users_own_task_comes_back_as_a_description(task, description):
 
 
 def test_unknown_tasks_are_refused_with_what_is_known():
-    known = "LinearRegression, MultiTaskRegression, custom"
+    known = "LinearRegression, MultiTaskRegression, SparseRegression, custom"
     for data, shown in (
         ({"kind": "Sparse"}, "'Sparse'"),
         ({}, "None"),

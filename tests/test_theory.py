@@ -242,6 +242,16 @@ def test_asymptotic_risks():
     assert theory.bayes_risk_asymptotic(0.5, noise_var=0.0) == pytest.approx(0)
 
 
+@properties
+@given(st.integers(1, 40), st.integers(1, 40), st.floats(0.1, 5.0))
+def test_least_squares_misses_what_the_covariates_do_not_span(dim, length, signal_var):
+    risk = theory.ridgeless_excess_risk(dim, length, signal_var=signal_var)
+    x = np.random.default_rng(9).standard_normal((length, dim))
+    left_out = np.eye(dim) - np.linalg.pinv(x) @ x  # its trace is the mean over directions of β, whatever x is
+    assert risk == pytest.approx(signal_var * np.trace(left_out) / dim, abs=1e-9)
+    assert risk == pytest.approx(theory.bayes_risk_asymptotic(dim / length, noise_var=0, signal_var=signal_var))
+
+
 @pytest.mark.parametrize(
     ("omega", "mu", "slope", "step"),
     [
@@ -636,6 +646,8 @@ def test_numbers_out_of_range_are_named(change, message):
         ),
         (lambda: theory.two_head_flow(np.array([2.0, 1.0]), **MAIN), r"times must be ascending.*; got array\(\[2"),
         (lambda: theory.two_head_flow(np.array([]), **MAIN), "times must be ascending"),
+        (lambda: theory.ridgeless_excess_risk(16, 0), "length must be an integer of at least 1; got 0"),
+        (lambda: theory.ridgeless_excess_risk(0, length=3), "dim must be an integer of at least 1; got 0"),
         (lambda: theory.bayes_risk_asymptotic(0.0, noise_var=0.1), r"ratio must be finite and above 0; got 0\.0"),
     ],
 )

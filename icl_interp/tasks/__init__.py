@@ -10,6 +10,7 @@ from icl_interp.tasks.linear import KMS, Covariance, LinearRegression, Mean, kms
 from icl_interp.tasks.multitask import MultiTaskRegression, Supports
 from icl_interp.tasks.prompt import Prompt
 from icl_interp.tasks.protocol import Task, UnavailableTask, check_task
+from icl_interp.tasks.sparse import SparseRegression
 
 __all__ = [
     "KMS",
@@ -18,6 +19,7 @@ __all__ = [
     "Mean",
     "MultiTaskRegression",
     "Prompt",
+    "SparseRegression",
     "Supports",
     "Task",
     "UnavailableTask",

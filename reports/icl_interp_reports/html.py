@@ -181,7 +181,7 @@ def _snippet(analysis: Analysis, outcome: Outcome) -> str:
     if p.task_from == "given":
         task, said = ", task", described(p.task)
         kind = said.partition("(")[0]
-        written = kind in ("LinearRegression", "MultiTaskRegression") and len(said) <= LONGEST
+        written = kind in ("LinearRegression", "MultiTaskRegression", "SparseRegression") and len(said) <= LONGEST
         before.append(f"task = {said}" if written else f"task = ...  # {said}")
         if written:
             imports.append(f"from icl_interp.tasks import {kind}{', kms' if 'kms(' in said else ''}")
