@@ -31,14 +31,16 @@ from icl_interp.activations import activation
 from icl_interp.config import Mask, ModelConfig
 from icl_interp.errors import ConfigError, NumericsError
 from icl_interp.tasks import Prompt
-from icl_interp.weights import Weights
+from icl_interp.weights import WEIGHT_NAMES, Weights
 
 
 @dataclass(frozen=True, eq=False)
 class Circuits:
     """Each head's two circuits (float64), with the paper's blocks and numbers as properties.
 
-    `dim` is d, `n_outputs` N, D = d + N.
+    `dim` is d, `n_outputs` N, D the width of the residual stream: d + N, unless there are `extras`
+    (`ModelConfig.extras`).  Then blocks are those of the first d + N coordinates, which are a prompt's columns (x, y)
+    but for a read-in, where a head has no ω or μ: they are NaN.
     """
 
     KQ: Float[np.ndarray, "layers heads d_model d_model"]
@@ -48,11 +50,12 @@ class Circuits:
     mask: Mask = "demonstrations"
     activation: str = "softmax"
     activation_scale: float = 1.0
+    extras: tuple[str, ...] = ()
 
     @classmethod
     def from_weights(cls, weights: Weights, config: ModelConfig) -> Circuits:
-        """Fold the four weight tensors (each stacked over layers) of a model."""
-        W_Q, W_K, W_V, W_O = (weights[name].detach().double().cpu() for name in ("W_Q", "W_K", "W_V", "W_O"))
+        """Fold the weights of heads (each tensor stacked over layers) of a model."""
+        W_Q, W_K, W_V, W_O = (weights[name].detach().double().cpu() for name in WEIGHT_NAMES)
         KQ, OV = attention.fold(W_Q, W_K, W_V, W_O, config.score_scale)
         return cls(
             KQ.numpy(),
@@ -62,6 +65,7 @@ class Circuits:
             config.mask,
             config.activation,
             config.activation_scale,
+            config.extras,
         )
 
     @property
@@ -82,22 +86,22 @@ class Circuits:
     @property
     def KQ_21(self) -> Float[np.ndarray, "layers heads outputs dim"]:
         """How x_q attends to y_ℓ."""
-        return self.KQ[..., self.dim :, : self.dim]
+        return self.KQ[..., self._responses, : self.dim]
 
     @property
     def OV_21(self) -> Float[np.ndarray, "layers heads outputs dim"]:
         """What x_ℓ adds to the prediction."""
-        return self.OV[..., self.dim :, : self.dim]
+        return self.OV[..., self._responses, : self.dim]
 
     @property
     def OV_22(self) -> Float[np.ndarray, "layers heads outputs outputs"]:
         """What y_ℓ adds to the prediction: [m, n] is what response n's labels add to response m."""
-        return self.OV[..., self.dim :, self.dim :]
+        return self.OV[..., self._responses, self._responses]
 
     @property
     def diagonal(self) -> Float[np.ndarray, "layers heads dim"]:
         """ω of each feature, KQ_11's diagonal; with several responses a head's features differ."""
-        return np.diagonal(self.KQ_11, axis1=-2, axis2=-1).copy()
+        return self._of_columns(np.diagonal(self.KQ_11, axis1=-2, axis2=-1))
 
     @property
     def omega(self) -> Float[np.ndarray, "layers heads"]:
@@ -107,13 +111,13 @@ class Circuits:
     @property
     def mu(self) -> Float[np.ndarray, "layers heads outputs"]:
         """μ, the diagonal of OV_22: how much of each response's own weighted mean goes into its prediction."""
-        return np.diagonal(self.OV_22, axis1=-2, axis2=-1).copy()
+        return self._of_columns(np.diagonal(self.OV_22, axis1=-2, axis2=-1))
 
     @property
     def KQ_live(self) -> Bool[np.ndarray, "layers d_model d_model"]:
         """Where KQ can reach the prediction."""
         live = np.ones((self.n_layers, *self.KQ.shape[-2:]), dtype=bool)
-        if self.n_layers == 1:
+        if self.n_layers == 1 and not {"read_in", "layer_norm"} & set(self.extras):
             live[:, :, self.dim :] = False
         return live
 
@@ -121,7 +125,9 @@ class Circuits:
     def OV_live(self) -> Bool[np.ndarray, "layers d_model d_model"]:
         """Where OV can reach the prediction."""
         live = np.ones((self.n_layers, *self.OV.shape[-2:]), dtype=bool)
-        live[-1, : self.dim] = False
+        if "read_out" not in self.extras:
+            live[-1] = False
+            live[-1, self._responses] = True
         return live
 
     def masked(self) -> tuple[np.ndarray, np.ndarray]:
@@ -145,21 +151,20 @@ class Circuits:
         """Each last-layer head's contribution to the prediction, in the prompt's dtype and on its device.
 
         Raises:
+            ConfigError: a model with `extras`, whose prediction takes more than circuits.
             NumericsError: the denominator of an activation is next to zero at some prompt.
         """
-        return self._defined(
-            attention.query_row(*self._like(prompt), prompt.z, self.n_outputs, self.mask, self.weigh), prompt
-        )
+        heads = attention.query_row(*self._like(prompt), prompt.z, self.n_outputs, self.mask, self.weigh)
+        return defined(heads, prompt, self.activation)
 
     def predict(self, prompt: Prompt) -> Float[Tensor, "batch outputs"]:
         """ŷ_q, in the prompt's dtype and on its device.
 
         Raises:
-            NumericsError: as `head_outputs`.
+            ConfigError, NumericsError: as `head_outputs`.
         """
-        return self._defined(
-            attention.predict(*self._like(prompt), prompt.z, self.n_outputs, self.mask, self.weigh), prompt
-        )
+        prediction = attention.predict(*self._like(prompt), prompt.z, self.n_outputs, self.mask, self.weigh)
+        return defined(prediction, prompt, self.activation)
 
     def denominators(self, prompt: Prompt) -> Float[Tensor, "batch heads"]:
         """The mean of f(C s_ℓ)/f(0) at each last-layer head of a one-layer model: 1 where all scores are zero.
@@ -174,18 +179,6 @@ class Circuits:
         asks = einsum(KQ, prompt.x_q, "head key query, batch query -> batch head key")
         scores = einsum(asks, prompt.demonstrations, "batch head key, batch l key -> batch head l")
         return f.function(self.activation_scale * scores).mean(-1) / f.at_zero
-
-    def _defined(self, outputs: Tensor, prompt: Prompt) -> Tensor:
-        """`outputs`, unless a prompt of finite numbers has none."""
-        if self.activation == "softmax" or outputs.isfinite().all():
-            return outputs
-        lost = ~outputs.flatten(1).isfinite().all(1) & prompt.z.flatten(1).isfinite().all(1)
-        if lost.any():
-            raise NumericsError(
-                f"attention with {activation(self.activation).formula} is not defined on {int(lost.sum())} of "
-                f"{len(prompt)} prompts: its denominator is next to zero there"
-            )
-        return outputs
 
     def __repr__(self) -> str:
         from icl_interp_reports import circuits_in_a_line
@@ -202,5 +195,34 @@ class Circuits:
 
         return circuits_in_notebook(self)
 
+    @property
+    def _responses(self) -> slice:
+        return slice(self.dim, self.dim + self.n_outputs)
+
+    def _of_columns(self, numbers: np.ndarray) -> np.ndarray:
+        return np.full_like(numbers, np.nan) if "read_in" in self.extras else numbers.copy()
+
     def _like(self, prompt: Prompt) -> tuple[Tensor, Tensor]:
+        if self.extras:
+            raise ConfigError(
+                f"a prediction takes more than circuits where a model has {', '.join(self.extras)}: use "
+                "run.model().predict(prompt)"
+            )
         return torch.from_numpy(self.KQ).to(prompt.x), torch.from_numpy(self.OV).to(prompt.x)
+
+
+def defined(outputs: Tensor, prompt: Prompt, activation_name: str) -> Tensor:
+    """`outputs` of attention, one row a prompt, unless a prompt of finite numbers has none.
+
+    Raises:
+        NumericsError: the denominator of an activation is next to zero at some prompt.
+    """
+    if activation_name == "softmax" or outputs.isfinite().all():
+        return outputs
+    lost = ~outputs.flatten(1).isfinite().all(1) & prompt.z.flatten(1).isfinite().all(1)
+    if lost.any():
+        raise NumericsError(
+            f"attention with {activation(activation_name).formula} is not defined on {int(lost.sum())} of "
+            f"{len(prompt)} prompts: its denominator is next to zero there"
+        )
+    return outputs

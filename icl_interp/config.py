@@ -18,11 +18,14 @@ Mask = Literal["demonstrations", "strict_causal"]
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Attention-only transformer on a prompt's columns, without LayerNorm, biases or positions (arXiv 2503.12734, 2).
+    """Attention-only transformer on a prompt's columns, without biases or positions (arXiv 2503.12734, section 2).
+
+    The residual stream is the prompt's columns themselves, (x, y), and the prediction is the query's y, unless one of
+    the last four options says otherwise; deeper models need them (arXiv 2408.04532).
 
     Args:
         dim: d, the number of covariates.
-        n_outputs: N, the number of responses; the residual stream has d_model = d + N coordinates.
+        n_outputs: N, the number of responses.
         n_heads: heads in each layer.
         n_layers: layers.
         d_head: width of a head; None means d_model, as in the paper.
@@ -32,9 +35,15 @@ class ModelConfig:
         activation: how scores become weights: "softmax", "affine", "square", "tanh", "linear", or one that was
             registered (see `icl_interp.activations`).
         activation_scale: C of the activation; 1 for softmax, whose KQ takes it up.
+        scratch: further coordinates of the residual stream, (x, y, scratch), zero where it begins: room to work in.
+        read_in: width of the residual stream that a learned matrix W_E takes (x, y) to; None for (x, y) as it is.
+        read_out: whether the prediction is read by a learned matrix W_U, of all coordinates.
+        layer_norm: whether each layer reads the residual stream normalised (LayerNorm before attention; none at the
+            end).
 
     Raises:
-        ConfigError: a size below one, an unknown mask or activation, a scale that is not positive.
+        ConfigError: a size below one, an unknown mask or activation, a scale that is not positive; a read-in with
+            scratch, or without a read-out.
     """
 
     dim: int
@@ -46,11 +55,24 @@ class ModelConfig:
     attn_scale: float | None = None
     activation: str = "softmax"
     activation_scale: float = 1.0
+    scratch: int = 0
+    read_in: int | None = None
+    read_out: bool = False
+    layer_norm: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("dim", "n_outputs", "n_heads", "n_layers", "d_head"):
-            if not (name == "d_head" and self.d_head is None):
+        for name in ("dim", "n_outputs", "n_heads", "n_layers", "d_head", "read_in"):
+            if not (name in ("d_head", "read_in") and getattr(self, name) is None):
                 check_count(name, getattr(self, name))
+        check_count("scratch", self.scratch, minimum=0)
+        for name in ("read_out", "layer_norm"):
+            check_flag(name, getattr(self, name))
+        if self.read_in is not None and (self.scratch or not self.read_out):
+            raise ConfigError(
+                f"a stream of width read_in={self.read_in} has room of its own, and no coordinates that are the "
+                f"responses: it takes scratch=0 and read_out=True, got scratch={self.scratch}, "
+                f"read_out={self.read_out}"
+            )
         check_choice("mask", self.mask, get_args(Mask))
         activation(self.activation)
         check_positive("activation_scale", self.activation_scale)
@@ -61,8 +83,25 @@ class ModelConfig:
 
     @property
     def d_model(self) -> int:
-        """D = d + N."""
+        """D, the width of the residual stream: d + N + scratch, or `read_in`."""
+        return self.columns + self.scratch if self.read_in is None else self.read_in
+
+    @property
+    def columns(self) -> int:
+        """d + N, numbers in a column of a prompt."""
         return self.dim + self.n_outputs
+
+    @property
+    def plain(self) -> bool:
+        """Whether this is one layer of heads on a prompt's own columns, as in arXiv 2503.12734."""
+        return self.n_layers == 1 and not self.extras
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """Which of the options are used that make the residual stream more than the prompt's columns."""
+        used = {"scratch": self.scratch > 0, "read_in": self.read_in is not None}
+        used |= {"read_out": self.read_out, "layer_norm": self.layer_norm}
+        return tuple(name for name, is_used in used.items() if is_used)
 
     @property
     def head_width(self) -> int:

@@ -37,18 +37,20 @@ def to_hooked_transformer(model: ICLTransformer, *, n_ctx: int = 1024) -> Hooked
     """The same model as a `transformer_lens.HookedTransformer`, with a copy of its weights.
 
     Args:
-        model: any with softmax attention.
+        model: any with softmax attention and nothing but heads.
         n_ctx: the most positions (L+1) that the copy will read.
 
     Raises:
         ImportError: TransformerLens 4 or later is installed, which has no HookedTransformer.
-        ConfigError: attention other than softmax; an `n_ctx` below two.
+        ConfigError: attention other than softmax, scratch, a read-in, a read-out or LayerNorm; an `n_ctx` below two.
     """
     lens = _transformer_lens_3()
     check_count("n_ctx", n_ctx, minimum=2)
     config, cfg = model.config, model.cfg
     if config.activation != "softmax":
         raise ConfigError(f"a HookedTransformer's attention is softmax, this model's is {config.activation!r}")
+    if config.extras:
+        raise ConfigError(f"a model with {', '.join(config.extras)} is not exported, only one of nothing but heads")
     settings = lens.HookedTransformerConfig(
         n_layers=cfg.n_layers,
         n_heads=cfg.n_heads,

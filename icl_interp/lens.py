@@ -37,13 +37,16 @@ Hook = tuple[HookName, Callable[..., Tensor | None]]
 
 
 class Unembed(nn.Module):
-    """The prediction is the last N coordinates: W_U = [0; I_N], frozen."""
+    """The prediction is the response coordinates: W_U = [0; I_N; 0], frozen unless the config has a read-out."""
 
     b_U: Tensor
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.W_U = nn.Parameter(torch.eye(config.d_model)[:, config.dim :].clone(), requires_grad=False)
+        reads = torch.zeros(config.d_model, config.n_outputs)
+        if not config.read_out:
+            reads[config.dim : config.columns] = torch.eye(config.n_outputs)
+        self.W_U = nn.Parameter(reads, requires_grad=config.read_out)
         self.register_buffer("b_U", torch.zeros(config.n_outputs), persistent=False)
 
     def forward(self, residual: Float[Tensor, "... d_model"]) -> Float[Tensor, "... outputs"]:
@@ -314,7 +317,7 @@ class LensModel(HookedRootModule):
     b_K: _Read[Tensor] = _Read(lambda self: self._stacked("b_K"), "Zeros, (n_layers, n_heads, d_head)")
     b_V: _Read[Tensor] = _Read(lambda self: self._stacked("b_V"), "Zeros, (n_layers, n_heads, d_head)")
     b_O: _Read[Tensor] = _Read(lambda self: self._stacked("b_O"), "Zeros, (n_layers, d_model)")
-    W_U: _Read[Tensor] = _Read(lambda self: self.unembed.W_U, "[0; I_N], (d_model, n_outputs)")
+    W_U: _Read[Tensor] = _Read(lambda self: self.unembed.W_U, "(d_model, n_outputs)")
     b_U: _Read[Tensor] = _Read(lambda self: self.unembed.b_U, "Zeros, (n_outputs,)")
     QK: _Read[FactoredMatrix] = _Read(
         lambda self: FactoredMatrix(self.W_Q, self.W_K.mT), "score = z_q QK z_kᵀ / attn_scale"
@@ -360,8 +363,12 @@ class LensModel(HookedRootModule):
         """
         if prepend_bos:
             raise ConfigError("prepend_bos must be None or False, got True: a prompt has no beginning-of-text column")
+        return self._tokens(input, self.config.columns)
+
+    def _tokens(self, input: object, width: int) -> PromptTokens:
+        """The same for what is `width` coordinates wide: a prompt's columns, or a residual stream."""
         if isinstance(input, list) and input:  # one prompt, or several, in each
-            return self._joined([self.to_tokens(part) for part in input])
+            return self._joined([self._tokens(part, width) for part in input])
         if isinstance(input, Prompt | PromptTokens):
             z, y_q = input.z, input.y_q
         elif isinstance(input, Tensor):
@@ -371,11 +378,12 @@ class LensModel(HookedRootModule):
                 f"the model reads a Prompt, or its z (batch, positions, d_model), got {type(input).__name__}; it has "
                 "no vocabulary, so there is no text that it could read or write"
             )
-        dim, outputs = self.config.dim, self.config.n_outputs
-        if z.ndim != 3 or z.shape[1] < 2 or z.shape[2] != dim + outputs:
+        if z.ndim != 3 or z.shape[1] < 2 or z.shape[2] != width:
+            dim, outputs = self.config.dim, self.config.n_outputs
+            of = f"that is dim {dim} + n_outputs {outputs}, " if width == self.config.columns else ""
+            name = "d_model = " if width == self.config.d_model else ""
             raise ConfigError(
-                f"the model reads z of shape (batch, positions ≥ 2, d_model = {dim + outputs}), that is dim {dim} + "
-                f"n_outputs {outputs}, got {tuple(z.shape)}"
+                f"the model reads z of shape (batch, positions ≥ 2, {name}{width}), {of}got {tuple(z.shape)}"
             )
         return PromptTokens(z, y_q)
 

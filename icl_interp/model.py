@@ -1,9 +1,10 @@
 """The model with hooks: an attention-only transformer that reads prompts, under TransformerLens's names and shapes.
 
-No embedding, LayerNorm, positions or biases: a prompt's L+1 columns are the residual stream, and the prediction is the
-query's last N coordinates (arXiv 2503.12734, section 2).  What else tools want is in `icl_interp.lens`.
+No positions or biases: a prompt's L+1 columns are the residual stream, and the prediction is the query's last N
+coordinates (arXiv 2503.12734, section 2), unless the config asks for more.  What else tools want is in
+`icl_interp.lens`.
 
-This is the full pass, over all positions; `icl_interp.attention.predict` is the query-row pass, with the same numbers
+This is the full pass, over all positions; `icl_interp.passes.predict` is the one without hooks, with the same numbers
 at about a tenth of the cost.  Import this module late: TransformerLens takes seconds.
 """
 
@@ -24,7 +25,8 @@ from icl_interp.compat import LensConfig, PromptLike, PromptTokens, say_if_absen
 from icl_interp.config import ModelConfig
 from icl_interp.errors import ConfigError
 from icl_interp.lens import LensModel, Unembed
-from icl_interp.weights import WEIGHT_NAMES, Weights, check_weights, initial_weights, to_state_dict
+from icl_interp.passes import LN_EPS
+from icl_interp.weights import NORMS, WEIGHT_NAMES, Weights, check_weights, initial_weights, to_state_dict
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -112,6 +114,38 @@ def _project(x: Tensor, W: Float[Tensor, "heads d_model d_head"]) -> Float[Tenso
     return einsum(x, W, f"batch pos {own}d_model, head d_model d_head -> batch pos head d_head")
 
 
+class Embed(nn.Module):
+    """The read-in: W_E takes a prompt's columns to the residual stream."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.W_E = nn.Parameter(torch.empty(config.columns, config.d_model))
+
+    def forward(self, z: Float[Tensor, "batch positions columns"]) -> Float[Tensor, "batch positions d_model"]:
+        """The residual stream as it begins."""
+        return z @ self.W_E
+
+
+class LayerNorm(nn.Module):
+    """What a layer reads, normalised, with TransformerLens's two hook points: the scale, and what is divided by it."""
+
+    hook_scale: HookPoint
+    hook_normalized: HookPoint
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(config.d_model))
+        self.b = nn.Parameter(torch.zeros(config.d_model))
+        _add_hook_points(self)
+
+    @_sees_hooks
+    def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """(x − mean)/scale · w + b, with scale² the variance over coordinates."""
+        x = x - x.mean(-1, keepdim=True)
+        scale = self.hook_scale((x.square().mean(-1, keepdim=True) + LN_EPS).sqrt())
+        return self.hook_normalized(x / scale) * self.w + self.b
+
+
 class Block(nn.Module):
     """One layer: attention and the residual link; there is no MLP, and its name says so."""
 
@@ -131,6 +165,7 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, cfg: LensConfig):
         super().__init__()
         self.cfg = cfg
+        self.ln1 = LayerNorm(config) if config.layer_norm else nn.Identity()
         self.attn = Attention(config)
         _add_hook_points(self)
 
@@ -140,7 +175,8 @@ class Block(nn.Module):
     ) -> Float[Tensor, "batch positions d_model"]:
         """The residual stream after this layer."""
         before = self.hook_resid_pre(residual)
-        middle = self.hook_resid_mid(before + self.hook_attn_out(self.attn(*self._inputs(before), allowed)))
+        reads = (self.ln1(x) for x in self._inputs(before))
+        middle = self.hook_resid_mid(before + self.hook_attn_out(self.attn(*reads, allowed)))
         # There is no MLP.  Zeros in its place let tools run that sweep over the parts of blocks.
         mlp_in = self.hook_mlp_in(middle.clone()) if self.cfg.use_hook_mlp_in else middle
         return self.hook_resid_post(middle + self.hook_mlp_out(0 * mlp_in))
@@ -211,6 +247,8 @@ class ICLTransformer(LensModel):
             attn_scale=config.score_scale,
             seed=seed,
         )
+        if config.read_in is not None:
+            self.embed = Embed(config)
         self.hook_embed = HookPoint()
         self.blocks = nn.ModuleList(Block(config, self.cfg) for _ in range(config.n_layers))
         self.unembed = Unembed(config)
@@ -234,11 +272,20 @@ class ICLTransformer(LensModel):
         return model
 
     def weights(self) -> Weights:
-        """The four weight tensors, stacked over layers: detached copies."""
-        return {name: self._stacked(name).detach() for name in WEIGHT_NAMES}
+        """The weight tensors, those of heads stacked over layers: detached copies."""
+        weights = {name: self._stacked(name).detach() for name in WEIGHT_NAMES}
+        if self.config.read_in is not None:
+            weights["W_E"] = self.embed.W_E.detach().clone()
+        if self.config.read_out:
+            weights["W_U"] = self.W_U.detach().clone()
+        norms = NORMS if self.config.layer_norm else {}
+        return weights | {
+            name: torch.stack([block.get_parameter(path) for block in self.blocks]).detach()
+            for name, path in norms.items()
+        }
 
     def _load(self, weights: Weights) -> None:
-        self.load_state_dict({**to_state_dict(weights), "unembed.W_U": self.W_U})
+        self.load_state_dict({"unembed.W_U": self.W_U, **to_state_dict(weights)})
 
     @_sees_hooks
     def forward(
@@ -253,10 +300,10 @@ class ICLTransformer(LensModel):
         """Run over all positions, firing every hook point.  The input is never written to.
 
         Args:
-            input: a `Prompt`, what `to_tokens` makes of it, or a residual stream (batch, positions, d_model).
+            input: a `Prompt`, what `to_tokens` makes of it, or its columns z (batch, positions, d + N).
             return_type: "logits", the response coordinates at every position (batch, positions, outputs), of which the
                 last is the prediction; "loss", the mean squared error of that prediction; None, nothing.
-            start_at_layer: take `input` as the residual stream before this layer.
+            start_at_layer: take `input` as the residual stream (batch, positions, d_model) before this layer.
             stop_at_layer: return the residual stream (batch, positions, d_model) before this layer.
             y_q: the query's response, for the loss on an input without one.  In a bare tensor it may also stand in the
                 query's response coordinates; the model then reads zeros there.
@@ -266,15 +313,13 @@ class ICLTransformer(LensModel):
         """
         if return_type not in ("logits", "loss", None):
             raise ConfigError(f"return_type must be 'logits', 'loss' or None, got {return_type!r}")
-        tokens = self.to_tokens(input)
+        tokens = self._tokens(input, self.config.columns if start_at_layer is None else self.config.d_model)
         if return_type == "loss":
             tokens = self._with_response(tokens, y_q, from_the_start=start_at_layer is None)
         z = tokens.z.to(self.cfg.device, self.cfg.dtype)
         if torch.is_grad_enabled() and not z.requires_grad and not torch.compiler.is_compiling():
             z = z.detach().requires_grad_()  # so that gradients reach hook_embed
-        residual = z.clone()  # hooks may write in place
-        if start_at_layer is None:
-            residual = self.hook_embed(residual)
+        residual = self.hook_embed(self._read_in(z)) if start_at_layer is None else z.clone()  # hooks write in place
         allowed = allowed_keys(z.shape[1] - 1, self.config.mask, z.device)
         for block in list(self.blocks)[start_at_layer:stop_at_layer]:
             residual = block(residual, allowed)
@@ -285,9 +330,12 @@ class ICLTransformer(LensModel):
             return nn.functional.mse_loss(logits[:, -1], tokens.y_q.to(logits))
         return logits if return_type == "logits" else None
 
+    def _read_in(self, z: Tensor) -> Float[Tensor, "batch positions d_model"]:
+        return nn.functional.pad(z, (0, self.config.scratch)).clone() if self.config.read_in is None else self.embed(z)
+
     def _with_response(self, tokens: PromptTokens, y_q: Tensor | None, from_the_start: bool) -> PromptTokens:
         z = tokens.z.clone()
-        slot = z[:, -1, self.config.dim :]
+        slot = z[:, -1, self.config.dim : self.config.columns]
         y_q = tokens.y_q if y_q is None else y_q
         if y_q is None:
             if not (from_the_start and slot.any()):  # further on, a prediction grows there

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from icl_interp.probing import AnyProbe
 
 Optimizer = Literal["adam", "adamw", "sgd"]
+Schedule = Literal["constant", "cosine"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,9 @@ class TrainConfig:
         data_seed: of the data alone; None means `seed`.  Runs with the same data_seed, task and batch_size see the same
             prompts at every step: cheaper to train together, but their differences are then not those of independent
             runs (see `train_many`).
+        schedule: what becomes of the learning rate: "constant", or "cosine", half a wave down to zero at the last step.
+        warmup: steps over which it first rises, evenly, to `lr`.
+        clip: largest norm of a gradient, all weights together; longer ones are shortened.  None means no bound.
 
     Raises:
         ConfigError: a value out of range, or a model that does not fit the task.
@@ -64,6 +69,9 @@ class TrainConfig:
     seed: int = 0
     n_records: int = 300
     data_seed: int | None = None
+    schedule: Schedule = "constant"
+    warmup: int = 0
+    clip: float | None = None
 
     def __post_init__(self) -> None:
         check_task(self.task)
@@ -76,6 +84,10 @@ class TrainConfig:
         if self.data_seed is not None:
             check_count("data_seed", self.data_seed, minimum=0)
         check_positive("lr", self.lr)
+        check_choice("schedule", self.schedule, get_args(Schedule))
+        check_count("warmup", self.warmup, minimum=0)
+        if self.clip is not None:
+            check_positive("clip", self.clip)
         check_choice("optimizer", self.optimizer, get_args(Optimizer))
         check_positive("weight_decay", self.weight_decay, zero=True)
         if not isinstance(self.betas, tuple | list) or len(self.betas) != 2:
@@ -95,6 +107,17 @@ class TrainConfig:
     def prompt_seed(self) -> int:
         """`data_seed`, with its default filled in."""
         return self.seed if self.data_seed is None else self.data_seed
+
+    @property
+    def steady(self) -> bool:
+        """Whether the learning rate is the same at every step."""
+        return self.schedule == "constant" and self.warmup == 0
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        rising = min(1.0, (step + 1) / (self.warmup + 1))
+        falling = (1 + math.cos(math.pi * step / self.steps)) / 2 if self.schedule == "cosine" else 1.0
+        return self.lr * rising * falling
 
 
 @dataclass(frozen=True, eq=False)

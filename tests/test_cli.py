@@ -219,7 +219,7 @@ def test_the_probes_are_listed(capsys):
     assert status == OK
     for known in discover()[0].values():
         assert f"{known.name:<18}{known.title}" in output
-    assert re.search(r"needs weights, forward, task; takes \w+", output)
+    assert re.search(r"for models of one layer; needs weights, forward, task; takes \w+", output)
 
 
 @pytest.mark.parametrize("command", [[], ["demo"], ["train"], ["analyze"], ["reproduce"], ["probes"]])

@@ -25,6 +25,7 @@ ROOMS = [
     "compat",
     "weights",
     "attention",
+    "passes",
     "estimates",
     "circuits",
     "manifold",

@@ -15,7 +15,7 @@ from icl_interp.errors import SaveError, TrainingError
 if TYPE_CHECKING:
     from icl_interp.analysis import Analysis
     from icl_interp.records import Run
-    from icl_interp.tasks import LinearRegression
+    from icl_interp.tasks import Task
 
 DEMO_FOLDER, DEMO_STEPS = "runs/demo", 50_000
 REPRODUCE_FOLDER = "runs/reproduce"
@@ -31,6 +31,10 @@ def train(options: argparse.Namespace) -> int:
         mask=options.mask,
         activation=options.activation,
         activation_scale=options.activation_scale,
+        scratch=options.scratch,
+        read_in=options.read_in,
+        read_out=options.read_out,
+        layer_norm=options.layer_norm,
         steps=options.steps,
         batch_size=options.batch_size,
         lr=options.lr,
@@ -39,6 +43,9 @@ def train(options: argparse.Namespace) -> int:
         seed=options.seed,
         n_records=options.records,
         data_seed=options.data_seed,
+        schedule=options.schedule,
+        warmup=options.warmup,
+        clip=options.clip,
         engine=options.engine,
         device=options.device,
         out=options.out,
@@ -48,7 +55,7 @@ def train(options: argparse.Namespace) -> int:
     )
 
 
-def _train_and_save(task: LinearRegression, *, steps: int, out: str, **how: Any) -> int:
+def _train_and_save(task: Task, *, steps: int, out: str, **how: Any) -> int:
     from icl_interp import Run, train
 
     try:
@@ -168,13 +175,16 @@ def _beside(checkpoint: Path, run: Run) -> Path:
 
 def probes(options: argparse.Namespace) -> int:
     """List what is installed."""
-    from icl_interp.probing import Need, discover
+    from icl_interp.probing import KINDS, Need, discover
+
+    def said(needs: Need) -> str:
+        return ", ".join(need.name.lower().replace("_", " ") for need in Need if need in needs and need.name)
 
     known, broken = discover()
     for probe in known.values():
         print(f"{probe.name:<18}{probe.title}")
-        needs = [need.name.lower() for need in Need if need in probe.needs and need.name]
-        print(f"{'':<18}needs {', '.join(needs) or 'nothing'}; takes {probe.cost}")
+        of = f"for models of {said(kinds)}; " if (kinds := probe.needs & KINDS) else ""
+        print(f"{'':<18}{of}needs {said(probe.needs & ~KINDS) or 'nothing'}; takes {probe.cost}")
     for name, error in broken.items():
         print(f"{name:<18}broken: {type(error).__name__}: {error}")
     return FAILED if broken else OK

@@ -13,13 +13,21 @@ from icl_interp.errors import ConfigError
 if TYPE_CHECKING:
     from icl_interp.formats import Given
     from icl_interp.records import Run
-    from icl_interp.tasks import Covariance, LinearRegression, MultiTaskRegression
+    from icl_interp.tasks import Covariance, LinearRegression, MultiTaskRegression, SparseRegression
 
 
-def task(options: argparse.Namespace) -> LinearRegression:
-    """The task to train on."""
-    from icl_interp.tasks import LinearRegression
+def task(options: argparse.Namespace) -> LinearRegression | SparseRegression:
+    """The task to train on.
 
+    Raises:
+        ConfigError: a number out of range; a covariance or mean beside a sparsity.
+    """
+    from icl_interp.tasks import LinearRegression, SparseRegression
+
+    if options.sparsity is not None:
+        if options.covariance is not None or options.mean != [0.0]:
+            raise ConfigError("sparse regression has covariates x ~ N(0, I): leave --covariance and --mean out")
+        return SparseRegression(options.dim, options.sparsity, options.length, options.noise_var)
     return LinearRegression(
         dim=options.dim,
         length=options.length,
@@ -59,7 +67,7 @@ def of_checkpoint(options: argparse.Namespace) -> Given:
 
 def task_for(
     run: Run, options: argparse.Namespace
-) -> tuple[LinearRegression | MultiTaskRegression | None, tuple[str, ...]]:
+) -> tuple[LinearRegression | MultiTaskRegression | SparseRegression | None, tuple[str, ...]]:
     """The task to read `run` under, None for the run's own; and what of it nobody said, a sentence each.
 
     What the options do not say is as in the run's own task, where it has one that is known.
@@ -67,10 +75,10 @@ def task_for(
     Raises:
         ConfigError: options that do not make a task; the message says which are needed.
     """
-    from icl_interp.tasks import LinearRegression, MultiTaskRegression
+    from icl_interp.tasks import LinearRegression, MultiTaskRegression, SparseRegression
 
     said = _said_of_task(options)
-    own = run.task if isinstance(run.task, LinearRegression | MultiTaskRegression) else None
+    own = run.task if isinstance(run.task, LinearRegression | MultiTaskRegression | SparseRegression) else None
     if not said:
         return None, ()
     if own is None and not {"length", "noise_var"} <= said.keys():
@@ -78,6 +86,8 @@ def task_for(
             f"a task needs both --length and --noise-var, and {run.origin} has no task to take them from; got only "
             f"{', '.join(_option(name) for name in said)}"
         )
+    if "sparsity" in said or isinstance(own, SparseRegression):
+        return _sparse(run, own, said)
     if "supports" in said or isinstance(own, MultiTaskRegression):
         return _several(run, own, said)
     if run.model_config.n_outputs > 1:
@@ -88,6 +98,26 @@ def task_for(
     if own is not None:
         return replace(own, **said), ()
     return LinearRegression(dim=run.model_config.dim, **said), _unsaid(said)
+
+
+def _sparse(
+    run: Run, own: LinearRegression | MultiTaskRegression | SparseRegression | None, said: dict[str, Any]
+) -> tuple[SparseRegression, tuple[str, ...]]:
+    from icl_interp.tasks import SparseRegression
+
+    if refused := said.keys() & {"covariance", "mean", "supports"}:
+        raise ConfigError(
+            "sparse regression has one response and covariates x ~ N(0, I): leave "
+            f"{', '.join(sorted(map(_option, refused)))} out"
+        )
+    if isinstance(own, SparseRegression):
+        return replace(own, **said), ()
+    if own is not None:
+        said = {name: getattr(own, name) for name in ("length", "noise_var")} | said
+    return SparseRegression(dim=run.model_config.dim, **said), (
+        "the covariates are x ~ N(0, I)",
+        "β has S entries N(0, 1/S) on a random support, and the query's response carries noise, as all others do",
+    )
 
 
 def _several(
@@ -114,6 +144,7 @@ def _said_of_task(options: argparse.Namespace) -> dict[str, Any]:
         "covariance": _covariance(options.covariance),
         "mean": None if options.mean is None else _mean(options.mean),
         "supports": _supports(options.supports),
+        "sparsity": options.sparsity,
     }
     return {name: value for name, value in said.items() if value is not None}
 

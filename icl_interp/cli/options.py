@@ -54,7 +54,10 @@ def _add_train(known: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "train a model on fresh prompts and save the run",
         "icl-interp train --heads 4 --steps 50000 --out runs/h4\n"
         "icl-interp train --heads 2 --covariance kms:0.5 --seed 7 --out runs/kms\n"
-        "icl-interp train --steps 500000 --out runs/paper --resume",
+        "icl-interp train --steps 500000 --out runs/paper --resume\n"
+        "icl-interp train --sparsity 4 --dim 16 --length 20 --noise-var 0.25 --layers 3 --heads 8 --d-head 8 "
+        "--scratch 16 --read-out --activation linear --activation-scale 0.05 --lr 0.003 --schedule cosine "
+        "--warmup 400 --clip 1 --out runs/deep",
     )
     train.add_argument("--out", required=True, metavar="FOLDER", help="where the run is saved")
     train.add_argument("--overwrite", action="store_true", help="replace a run that is already there")
@@ -68,12 +71,17 @@ def _add_train(known: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     task.add_argument("--dim", type=int, default=5, help="d, covariates (default 5)")
     task.add_argument("--length", type=int, default=40, help="L, demonstrations (default 40)")
     task.add_argument("--noise-var", type=float, default=0.1, help="σ² (default 0.1)")
+    task.add_argument("--sparsity", type=int, metavar="S", help="β has S entries that are not zero (default: all)")
     task.add_argument("--covariance", metavar="kms:RHO|FILE", help="Σ of x (default: the identity)")
     task.add_argument("--mean", type=float, nargs="+", default=[0.0], help="mean of x: one number or d (default 0)")
     model = train.add_argument_group("model")
     model.add_argument("--heads", type=int, default=2, help="heads in each layer (default 2)")
     model.add_argument("--layers", type=int, default=1, help="layers (default 1)")
-    model.add_argument("--d-head", type=int, help="width of a head (default d + 1)")
+    model.add_argument("--d-head", type=int, help="width of a head (default: that of the residual stream)")
+    model.add_argument("--scratch", type=int, default=0, help="further coordinates of the residual stream (default 0)")
+    model.add_argument("--read-in", type=int, metavar="WIDTH", help="a learned map of (x, y) to a stream of this width")
+    model.add_argument("--read-out", action="store_true", help="the prediction is read by a learned map")
+    model.add_argument("--layer-norm", action="store_true", help="each layer reads the residual stream normalised")
     model.add_argument("--mask", choices=MASKS, default="demonstrations")
     model.add_argument(
         "--activation",
@@ -89,6 +97,11 @@ def _add_train(known: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     how.add_argument("--lr", type=float, default=1e-3, help="learning rate (default 0.001)")
     how.add_argument("--optimizer", choices=("adam", "adamw", "sgd"), default="adam")
     how.add_argument("--weight-decay", type=float, default=0.0)
+    how.add_argument(
+        "--schedule", choices=("constant", "cosine"), default="constant", help="of the learning rate (default constant)"
+    )
+    how.add_argument("--warmup", type=int, default=0, metavar="STEPS", help="over which it rises first (default 0)")
+    how.add_argument("--clip", type=float, metavar="NORM", help="longest gradient (default: any)")
     how.add_argument("--records", type=int, default=300, help="points of the training to keep (default 300)")
     how.add_argument("--seed", type=int, default=0)
     how.add_argument("--data-seed", type=int, help="seed of the prompts alone (default: the same as --seed)")
@@ -163,6 +176,7 @@ def _add_given(analyze: argparse.ArgumentParser) -> None:
     model.add_argument("--noise-var", type=float, help="σ², variance of the labels' noise")
     model.add_argument("--covariance", metavar="kms:RHO|FILE", help="Σ of x (default: the identity)")
     model.add_argument("--mean", type=float, nargs="+", help="mean of x: one number or d (default 0)")
+    model.add_argument("--sparsity", type=int, metavar="S", help="entries of β that are not zero (default: all)")
     model.add_argument("--supports", metavar="SETS", help='features of each response, as in "0,1,2,3;2,3,4,5"')
     model.add_argument("--attn-scale", type=float, help="divisor of the attention scores")
     model.add_argument("--mask", choices=MASKS, help="whom a position attends to, in a deeper model")

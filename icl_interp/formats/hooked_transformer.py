@@ -36,8 +36,8 @@ _WEIGHT = re.compile(r"((?:.*\.)?)blocks\.(0|[1-9][0-9]{0,4})\.attn\.W_[QKVO]")
 
 # What is known, but cannot be read: where it shows, and why.
 _REFUSED = {
-    r"(.*\.)?(ln\d*|ln\d?_post|ln_final|q_norm|k_norm)\.\w+": "LayerNorm is not supported, these models read a "
-    "prompt's columns as they are: train with normalization_type=None",
+    r"(.*\.)?(ln\d*|ln\d?_post|ln_final|q_norm|k_norm)\.\w+": "LayerNorm is not supported in a state dict, "
+    "which does not say enough of it: train with normalization_type=None, or open the run's folder",
     r"(.*\.)?mlp\..*": "an MLP is not supported, these models are of attention alone: train with attn_only=True",
     r".*\.attn\.rotary_\w+": "rotary positions are not supported, these models do not see where a demonstration "
     "stands: train with another positional_embedding_type, and run from the first layer",
@@ -144,8 +144,9 @@ def _read_out(contents: Contents, name: str, width: int) -> int | None:
     above, below = W_U.tensor_split([width - n_outputs])  # no [0; I] is made: a few numbers can claim a great width
     if max(above.abs().max(), (below - torch.eye(n_outputs, dtype=W_U.dtype)).abs().max()) > SAME:
         raise CheckpointError(
-            f"{shown([name])} is not [0; I]: here the prediction is the query's last {n_outputs} coordinates, and "
-            "another read-out has no counterpart; turn the residual stream so that these are the responses"
+            f"{shown([name])} is not [0; I]: of a state dict the prediction is the query's last {n_outputs} "
+            "coordinates; turn the residual stream so that these are the responses.  An ICLTransformer with scratch, a "
+            "read-in or a read-out is opened from its run's folder, or live"
         )
     return n_outputs
 

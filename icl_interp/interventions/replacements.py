@@ -48,7 +48,8 @@ def idealisation(
         task: tells G where covariates are correlated (`roles.reference_shape`); None means the identity.
 
     Raises:
-        ConfigError: heads that are not there; ω or μ for another number of them; a task of another d.
+        ConfigError: heads that are not there; ω or μ for another number of them; a task of another d; a model with more
+            than heads.
     """
     chosen = chosen_heads(model, heads)
     KQ, OV = _ideal(model, chosen, task)
@@ -133,6 +134,11 @@ def _ideal(
     model: ICLTransformer, chosen: tuple[tuple[int, int], ...], task: Task | None
 ) -> tuple[Float[Tensor, "heads d_model d_model"], Float[Tensor, "heads d_model d_model"]]:
     """KQ and OV of the chosen heads' ideal selves, in float64."""
+    if model.config.extras:
+        raise ConfigError(
+            "a head's ideal self reads a prompt's columns and writes its response; this model has "
+            f"{', '.join(model.config.extras)}"
+        )
     circuits = Circuits.from_weights(model.weights(), model.config)
     d, D = circuits.dim, model.config.d_model
     if task is not None and task.dim != d:

@@ -81,6 +81,13 @@ def _obstacle(config: TrainConfig, device: str | torch.device) -> str | None:
     """Why the numba engine cannot train `config` on `device`; None if it can."""
     if config.model.n_layers != 1:
         return f"it trains models of one layer, and n_layers is {config.model.n_layers}"
+    if config.model.extras:
+        return f"it trains heads on a prompt's own columns, and the model has {', '.join(config.model.extras)}"
+    if not config.steady or config.clip is not None:
+        return (
+            "it takes steps of one size, and of whole gradients: "
+            f"schedule={config.schedule!r}, warmup={config.warmup}, clip={config.clip}"
+        )
     if not activation(config.model.activation).built_in:
         return f"it has no code for an activation of one's own, and activation is {config.model.activation!r}"
     if not is_gaussian(config):

@@ -3,8 +3,8 @@
 One layer goes the short way, with a backward pass written by hand: each head's KQ is folded into one matrix applied to
 the query and its OV into N rows, so that a step touches the prompts in four batched matrix products over *columns* (the
 heads of all runs that see the same prompts) and never builds the L+1 positions that the loss does not see.  Deeper
-models go through autograd of the query-row pass, one run after another.  Both agree with float64 autograd of the plain
-module (a test says to what error).
+models, and those with more than heads, go through autograd of `passes`, one run after another.  Both agree with float64
+autograd of the plain module (a test says to what error).
 
 A matrix product may round differently when it is a column wider.  Columns therefore come in blocks of a given width,
 the last filled up with runs of zero weights, and prompts in chunks of a given length: no product's shape depends on the
@@ -23,8 +23,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from icl_interp.activations import Activation, activation
-from icl_interp.attention import fold, near_zero, predict, weighing
+from icl_interp.attention import near_zero
 from icl_interp.config import ModelConfig
+from icl_interp.passes import predict
 from icl_interp.tasks import Prompt
 from icl_interp.training.prompts import Batches
 from icl_interp.weights import Weights, weight_shapes
@@ -36,16 +37,14 @@ ALIGNED = 16  # a row is filled up to whole vectors, lest its place decide how t
 
 def loss(weights: Weights, config: ModelConfig, prompt: Prompt) -> Float[Tensor, ""]:
     """Mean squared error at the query, over prompts and outputs."""
-    KQ, OV = fold(weights["W_Q"], weights["W_K"], weights["W_V"], weights["W_O"], config.score_scale)
-    weigh = weighing(config.activation, config.activation_scale)
-    prediction = predict(KQ, OV, prompt.z, config.n_outputs, config.mask, weigh)
-    return (prediction - prompt.y_q).square().mean()
+    return (predict(weights, config, prompt.z) - prompt.y_q).square().mean()
 
 
 class Population:
-    """Weights and gradients of equally many runs on each of some streams of prompts, a row of numbers for each head.
+    """Weights and gradients of equally many runs on each of some streams of prompts, in rows of numbers.
 
-    The runs of a stream are filled up to whole blocks, with weights and gradients of zero.
+    A row holds a head of a model of one layer, or all of another model.  The runs of a stream are filled up to whole
+    blocks, with weights and gradients of zero.
 
     Args:
         config: of every run.
@@ -54,8 +53,8 @@ class Population:
         block: how many runs of one stream go through a product at once; None for all runs of all streams.
     """
 
-    rows: Float[Tensor, "streams filled layers heads numbers"]
-    grads: Float[Tensor, "streams filled layers heads numbers"]
+    rows: Float[Tensor, "streams filled *heads numbers"]
+    grads: Float[Tensor, "streams filled *heads numbers"]
 
     def __init__(
         self,
@@ -66,18 +65,17 @@ class Population:
         block: int | None = 1,
     ):
         self._config, self._runs = config, len(weights[0])
-        rows = torch.stack([torch.stack([_pack(each) for each in stream]) for stream in weights])
-        self.rows = torch.nn.functional.pad(rows, (0, 0) * 3 + (0, -self._runs % (block or 1)))
+        rows = torch.stack([torch.stack([_pack(each, config) for each in stream]) for stream in weights])
+        self.rows = torch.nn.functional.pad(rows, (0, 0) * (rows.ndim - 2) + (0, -self._runs % (block or 1)))
         self.grads = torch.zeros_like(self.rows)
-        deep = config.n_layers > 1
-        self._one_layer = None if deep else _OneLayer(config, self.rows, self.grads, batch, length, block)
+        self._one_layer = _OneLayer(config, self.rows, self.grads, batch, length, block) if config.plain else None
 
     def descend(self, streams: Sequence[Batches]) -> Float[Tensor, "streams filled"]:
         """Mean squared errors at the next prompts of each stream, over prompts and outputs; gradients to `grads`."""
         return self._autograd(streams) if self._one_layer is None else self._one_layer(streams)
 
     def _autograd(self, streams: Sequence[Batches]) -> Tensor:
-        losses = torch.zeros_like(self.rows[:, :, 0, 0, 0])
+        losses = torch.zeros_like(self.rows[..., 0])
         for stream, source in enumerate(streams):
             prompt = source.prompt()
             for run in range(self._runs):
@@ -219,14 +217,16 @@ def _denominator(f: Activation, total: Tensor, length: int) -> Tensor:
     return total.masked_fill(near_zero(total, length, f.at_zero), torch.nan)
 
 
-def _pack(weights: Weights) -> Float[Tensor, "layers heads numbers"]:
-    row = torch.cat([weight.flatten(2) for weight in weights.values()], dim=-1)
+def _pack(weights: Weights, config: ModelConfig) -> Float[Tensor, "*heads numbers"]:
+    axes = 2 if config.plain else 0
+    row = torch.cat([weights[name].flatten(axes) for name in weight_shapes(config)], dim=-1)
     return torch.nn.functional.pad(row, (0, -row.shape[-1] % ALIGNED))
 
 
 def unpack(rows: Float[Tensor, "*rows numbers"], config: ModelConfig) -> Weights:
-    """Views of the four tensors, with the axes of `rows` first."""
-    shapes = {name: shape[2:] for name, shape in weight_shapes(config).items()}
+    """Views of the tensors, with the axes of `rows` first."""
+    axes = 2 if config.plain else 0
+    shapes = {name: shape[axes:] for name, shape in weight_shapes(config).items()}
     sizes = [math.prod(shape) for shape in shapes.values()]
     parts = rows[..., : sum(sizes)].split(sizes, dim=-1)
     return {name: part.unflatten(-1, shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}

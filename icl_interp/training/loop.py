@@ -13,7 +13,7 @@ from icl_interp.config import Mask, ModelConfig, check_positive
 from icl_interp.errors import ConfigError, NoCheckpointError, SaveError, TrainingError
 from icl_interp.formats import load_run, save_runs
 from icl_interp.formats.native import check_target
-from icl_interp.records import Optimizer, Run, Runs, TrainConfig
+from icl_interp.records import Optimizer, Run, Runs, Schedule, TrainConfig
 from icl_interp.tasks import Task, check_task
 from icl_interp.training.engines import EngineName
 from icl_interp.training.journal import Journal
@@ -32,6 +32,10 @@ def train(
     attn_scale: float | None = None,
     activation: str = "softmax",
     activation_scale: float = 1.0,
+    scratch: int = 0,
+    read_in: int | None = None,
+    read_out: bool = False,
+    layer_norm: bool = False,
     steps: int = 20_000,
     batch_size: int = 256,
     lr: float = 1e-3,
@@ -42,6 +46,9 @@ def train(
     seed: int = 0,
     n_records: int = 300,
     data_seed: int | None = None,
+    schedule: Schedule = "constant",
+    warmup: int = 0,
+    clip: float | None = None,
     engine: EngineName = "auto",
     device: str | torch.device = "auto",
     out: str | Path | None = None,
@@ -57,10 +64,12 @@ def train(
 
     Args:
         task: where prompts come from.
-        n_heads, n_layers, d_head, mask, attn_scale, activation, activation_scale: see `ModelConfig`.
-        steps, batch_size, lr, optimizer, weight_decay, betas, momentum, seed, n_records, data_seed: see `TrainConfig`.
-        engine: "numba" for one layer and linear regressions, of one response or several, on the CPU; "torch" for
-            everything; "auto" takes the fastest that can.
+        n_heads, n_layers, d_head, mask, attn_scale, activation, activation_scale, scratch, read_in, read_out,
+            layer_norm: see `ModelConfig`.
+        steps, batch_size, lr, optimizer, weight_decay, betas, momentum, seed, n_records, data_seed, schedule, warmup,
+            clip: see `TrainConfig`.
+        engine: "numba" for one layer of heads on a prompt's columns and linear regressions, of one response or several,
+            at a constant rate, on the CPU; "torch" for everything; "auto" takes the fastest that can.
         device: "auto" takes a GPU where there is one and a step is large enough to gain from it.
         out: folder to save the run in.
         overwrite: whether a run that is already there may be replaced, or a training that was cut short forgotten.
@@ -77,10 +86,36 @@ def train(
     """
     check_task(task)
     model = ModelConfig(
-        task.dim, task.n_outputs, n_heads, n_layers, d_head, mask, attn_scale, activation, activation_scale
+        dim=task.dim,
+        n_outputs=task.n_outputs,
+        n_heads=n_heads,
+        n_layers=n_layers,
+        d_head=d_head,
+        mask=mask,
+        attn_scale=attn_scale,
+        activation=activation,
+        activation_scale=activation_scale,
+        scratch=scratch,
+        read_in=read_in,
+        read_out=read_out,
+        layer_norm=layer_norm,
     )
     config = TrainConfig(
-        task, model, steps, batch_size, lr, optimizer, weight_decay, betas, momentum, seed, n_records, data_seed
+        task=task,
+        model=model,
+        steps=steps,
+        batch_size=batch_size,
+        lr=lr,
+        optimizer=optimizer,
+        weight_decay=weight_decay,
+        betas=betas,
+        momentum=momentum,
+        seed=seed,
+        n_records=n_records,
+        data_seed=data_seed,
+        schedule=schedule,
+        warmup=warmup,
+        clip=clip,
     )
     population = Population([config], engine, device)
     place = _Place(out, overwrite, resume)

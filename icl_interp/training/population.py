@@ -13,16 +13,15 @@ import torch
 from tqdm import tqdm
 
 from icl_interp.activations import activation
-from icl_interp.attention import fold, predict, weighing
 from icl_interp.errors import CheckpointError
+from icl_interp.passes import predict
 from icl_interp.records import Run, TrainConfig
 from icl_interp.serialization import to_data
 from icl_interp.training.engines import EngineName, build, choose
 from icl_interp.training.interruption import Interruption
 from icl_interp.training.journal import Journal
-from icl_interp.training.recording import POPULATION_BYTES, RECORDED, RUN_BYTES, Recorder, record_steps
+from icl_interp.training.recording import POPULATION_BYTES, RUN_BYTES, Recorder, record_steps
 from icl_interp.training.seeds import record_seed
-from icl_interp.weights import WEIGHT_NAMES
 
 BREATH = 0.1  # seconds between two looks at the losses, the progress bar, the clock and Ctrl-C
 
@@ -107,7 +106,7 @@ class Population:
     def run(self, index: int) -> Run:
         """What has become of a config."""
         config, recorder, (engine, device) = self._configs[index], self._recorders[index], self._choices[index]
-        earlier = [] if self._journal is None else self._journal.parts(index, RECORDED)
+        earlier = [] if self._journal is None else self._journal.parts(index, recorder.names)
         dynamics = recorder.join([part for part in (*earlier, recorder.part()) if part])
         versions = {name: version(name) for name in dict.fromkeys(("icl-interp", "torch", "numpy", engine))}
         return Run(
@@ -160,9 +159,7 @@ class Population:
         for config, recorder, weights in zip(self._configs, self._recorders, self._engine.weights(), strict=True):
             generator = torch.Generator().manual_seed(record_seed(config.seed))
             prompt = config.task.sample(config.batch_size, generator=generator)
-            KQ, OV = fold(*(weights[name] for name in WEIGHT_NAMES), score_scale=config.model.score_scale)
-            weigh = weighing(config.model.activation, config.model.activation_scale)
-            prediction = predict(KQ, OV, prompt.z, config.model.n_outputs, config.model.mask, weigh)
+            prediction = predict(weights, config.model, prompt.z)
             recorder.record(0, (prediction - prompt.y_q).square().mean().item(), weights)
 
     def _save(self) -> None:

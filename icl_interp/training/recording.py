@@ -11,12 +11,11 @@ from torch import Tensor
 from icl_interp.circuits import Circuits
 from icl_interp.config import ModelConfig
 from icl_interp.records import Dynamics
-from icl_interp.weights import WEIGHT_NAMES, Weights, weight_shapes
+from icl_interp.weights import Weights, weight_shapes
 
 # Weight snapshots of one run, and of a population in memory, may take this much; ω, μ and the loss are always kept.
 RUN_BYTES, POPULATION_BYTES = 64 * 2**20, 2**30
 _RECORD = ("steps", "loss", "omega", "mu")
-RECORDED = (*_RECORD, "snapshot_steps", *WEIGHT_NAMES)  # the tensors of a part
 
 
 def record_steps(steps: int, n_records: int) -> list[int]:
@@ -49,6 +48,11 @@ class Recorder:
         self._snapshots[step] = weights
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The tensors of a part."""
+        return (*_RECORD, "snapshot_steps", *weight_shapes(self._config))
+
+    @property
     def nbytes(self) -> int:
         """What is kept in memory."""
         return len(self._snapshots) * _bytes(self._config)
@@ -60,7 +64,7 @@ class Recorder:
         columns = zip(_RECORD, zip(*self._records, strict=True), strict=True)
         part = {name: torch.from_numpy(np.stack([np.asarray(v) for v in values])) for name, values in columns}
         part["snapshot_steps"] = torch.tensor(list(self._snapshots))
-        for name in WEIGHT_NAMES:
+        for name in weight_shapes(self._config):
             part[name] = torch.stack([weights[name] for weights in self._snapshots.values()])
         return part
 
@@ -76,7 +80,7 @@ class Recorder:
         return Dynamics(
             **{name: whole[name].numpy() for name in _RECORD},
             snapshot_steps=whole["snapshot_steps"][kept].numpy(),
-            snapshots={name: whole[name][kept] for name in WEIGHT_NAMES},
+            snapshots={name: whole[name][kept] for name in weight_shapes(self._config)},
         )
 
 

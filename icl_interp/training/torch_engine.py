@@ -95,13 +95,21 @@ class _Group:
         moments, counts = rows.new_zeros(2, *rows.shape), rows.new_zeros(rows.shape[:2])
         self._kept = {"weights": rows, "moments": moments, "counts": counts, "totals": self.totals}
         slices: dict[tuple[float, ...], list[list[Tensor]]] = defaultdict(list)
+        of_settings: dict[tuple[float, ...], TrainConfig] = {}
         for s, runs in enumerate(streams):
             for settings, alike in itertools.groupby(enumerate(runs), lambda run: optimizer_settings(run[1])):
                 at = [r for r, _ in alike]
                 parts = [t[s, at[0] : at[-1] + 1] for t in (rows, self.population.grads, *moments)]
                 slices[settings].append([*parts, counts[s, at[0]]])
-        self._updates = [_update(self._config.optimizer, settings, parts) for settings, parts in slices.items()]
-        size = rows[..., 0].numel() * self._config.batch_size * length * self.model.d_model
+                of_settings[settings] = runs[at[0]]
+        varying = {} if self._config.steady else {s: torch.zeros((), device=device) for s in slices}
+        self._rates = [(rate, of_settings[settings]) for settings, rate in varying.items()]
+        self._updates = [
+            _update(self._config.optimizer, settings, varying.get(settings), parts)
+            for settings, parts in slices.items()
+        ]
+        heads = rows.shape[:2].numel() * self.model.n_layers * self.model.n_heads
+        size = heads * self._config.batch_size * length * self.model.d_model
         self._threads = 1 if size < SMALL_STEP else None
         self._take_step = _Captured(self._step, self._streams, device) if device.type == "cuda" else self._step
 
@@ -112,6 +120,8 @@ class _Group:
         torch.set_num_threads(self._threads or threads)
         try:
             for _ in range(min(steps, self._config.steps - self._done)):
+                for rate, config in self._rates:
+                    rate.fill_(config.rate(self._done))  # in place: a CUDA graph reads it there
                 self._take_step()
                 self._done += 1
         finally:
@@ -136,6 +146,8 @@ class _Group:
 
     def _step(self) -> None:
         self.totals += self.population.descend(self._streams)
+        if self._config.clip is not None:
+            _clip(self.population.grads, self._config.clip)
         for update in self._updates:
             update()
 
@@ -201,7 +213,8 @@ def _grouped(configs: Sequence[TrainConfig]) -> list[list[list[int]]]:
 
     streams: dict[tuple[Hashable, ...], list[int]] = defaultdict(list)
     for i, c in sorted(enumerate(configs), key=lambda item: optimizer_settings(item[1])):
-        shape = (_identity(c.task), c.model, c.batch_size, c.steps, c.optimizer, c.data_seed is None)
+        how = c.optimizer, c.schedule, c.warmup, c.clip
+        shape = (_identity(c.task), c.model, c.batch_size, c.steps, how, c.data_seed is None)
         streams[shape, c.prompt_seed].append(i)
     groups: dict[tuple[Hashable, ...], list[list[int]]] = defaultdict(list)
     for (shape, _), runs in streams.items():
@@ -217,8 +230,17 @@ def _identity(task: Task) -> Hashable:
     return task
 
 
-def _update(optimizer: str, settings: tuple[float, ...], slices: Sequence[Sequence[Tensor]]) -> Callable[[], None]:
+def _clip(grads: Float[Tensor, "streams runs *heads numbers"], most: float) -> None:
+    """Shorten the gradient of each run to a norm of `most`."""
+    norms = torch.linalg.vector_norm(grads, dim=tuple(range(2, grads.ndim)), keepdim=True)
+    grads.mul_((most / norms).clamp(max=1.0))  # most/0 is infinity, and NaN stays NaN: a failed run is to be seen
+
+
+def _update(
+    optimizer: str, settings: tuple[float, ...], varying: Tensor | None, slices: Sequence[Sequence[Tensor]]
+) -> Callable[[], None]:
     lr, weight_decay, beta1, beta2, momentum = settings
+    lr = lr if varying is None else varying
     rows, grads, first, second, counts = (list(parts) for parts in zip(*slices, strict=True))
     common = {"lr": lr, "weight_decay": weight_decay, "maximize": False, "fused": True}
     if optimizer == "sgd":

@@ -92,6 +92,17 @@ def test_a_task_of_the_users_own_trains_saves_and_is_analyzed(tmp_path: Path) ->
             {"engine": "numba", "n_layers": 2},
             "engine 'numba' cannot train this: it trains models of one layer, and n_layers is 2",
         ),
+        (
+            {"engine": "numba", "scratch": 2},
+            "engine 'numba' cannot train this: it trains heads on a prompt's own columns, and the model has scratch",
+        ),
+        (
+            {"engine": "numba", "warmup": 2},
+            "engine 'numba' cannot train this: it takes steps of one size, and of whole gradients: .*warmup=2",
+        ),
+        ({"read_in": 8}, "takes scratch=0 and read_out=True, got scratch=0, read_out=False"),
+        ({"scratch": -1}, "scratch must be a whole number ≥ 0, got -1"),
+        ({"layer_norm": 1}, "layer_norm must be True or False, got 1"),
         ({"data_seed": -1}, "data_seed must be a whole number ≥ 0, got -1"),
         ({"save_every": 0}, "save_every must be a finite number > 0, got 0"),
         ({"resume": True}, "resume=True needs out, the folder that the training was to end in"),

@@ -66,6 +66,10 @@ def by_autograd(config: TrainConfig, steps: int) -> tuple[Weights, float]:
         optimizer.zero_grad()
         loss = (model(prompt.z)[:, -1] - prompt.y_q).square().mean()
         loss.backward()
+        for group in optimizer.param_groups:
+            group["lr"] = config.rate(step)
+        if config.clip is not None:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
         optimizer.step()
         total += loss.item()
     return model.weights(), total
@@ -95,6 +99,43 @@ def test_every_optimizer_is_torchs_with_other_rates_beside_it(
     runs = [config(seed, lr=lr, data_seed=data_seed, **options) for seed, lr in enumerate((0.01, 0.03, 0.01, 0.02))]
     for run, found in zip(runs, trained(runs, 30).weights(), strict=True):
         assert oracles.distance(found, by_autograd(run, 30)[0]) < 1e-5
+
+
+SCHEDULE = {"schedule": "cosine", "warmup": 5, "steps": 40}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [SCHEDULE, {"clip": 0.2}, {"clip": 0.2, "optimizer": "sgd"} | SCHEDULE, {"optimizer": "adamw"} | SCHEDULE],
+)
+@pytest.mark.parametrize(
+    "model",
+    [
+        MODEL,
+        ModelConfig(3, n_layers=2, scratch=2, read_out=True, activation="linear", activation_scale=1 / 12),
+        ModelConfig(3, n_layers=2, d_head=2, read_in=6, read_out=True, layer_norm=True),
+    ],
+    ids=["one layer", "linear", "softmax"],
+)
+def test_schedules_and_clipping_are_torchs(model: ModelConfig, options: dict[str, object]) -> None:
+    runs = [config(seed, model=model, lr=lr, **options) for seed, lr in enumerate((0.01, 0.03))]
+    engine = trained(runs, 40)
+    for i, run in enumerate(runs):
+        wanted, total = by_autograd(run, 40)
+        assert oracles.distance(engine.weights()[i], wanted) < 1e-5
+        assert engine.total_losses()[i] == pytest.approx(total, rel=1e-5)
+
+
+def test_a_schedule_is_what_it_says() -> None:
+    run = config(lr=0.5, steps=100, warmup=4, schedule="cosine")
+    rates = [run.rate(step) for step in range(100)]
+    assert rates[:4] == pytest.approx([0.5 * (step + 1) / 5 for step in range(4)], rel=0.01)
+    assert rates[50] == pytest.approx(0.25)
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    assert 0 < rates[99] < 1e-3
+    assert not run.steady
+    assert config().steady
+    assert {config(lr=0.5, warmup=9).rate(step) for step in (9, 99, 10**6)} == {0.5}
 
 
 @pytest.mark.parametrize("n_heads", [1, 2, 3])
@@ -171,7 +212,8 @@ def test_training_goes_on_from_a_state_bit_for_bit(optimizer: str, steps: int) -
     runs = [
         config(seed, optimizer=optimizer, momentum=0.5, lr=0.01 * (1 + seed), data_seed=seed // 2) for seed in range(3)
     ]
-    runs += [config(9, model=ModelConfig(3, n_layers=2), steps=10)]
+    deep = ModelConfig(3, n_layers=2, scratch=1, read_out=True)
+    runs += [config(9, model=deep, steps=10, schedule="cosine", warmup=2, clip=1.0, optimizer=optimizer)]
     engine = trained(runs, steps)
     state = engine.state()
     assert all(isinstance(part, torch.Tensor) and part.device == CPU for part in state.values())

@@ -1,0 +1,127 @@
+"""The pass of any model, from its weights: without hooks, and without the positions that the prediction does not need.
+
+A model with scratch, a read-in, a read-out or LayerNorm, and any of several layers, is trained and read by this pass;
+one layer of heads on a prompt's own columns has the shorter way of `attention`.  Heads stay factored, for those of a
+deep model are narrow: a batch of B prompts costs about 4·B·H·L·D·d_head multiply-adds a layer, and linear attention
+under the mask "demonstrations" never builds a score, for Q (Kᵀ V) is (Q Kᵀ) V.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from einops import einsum
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from icl_interp.attention import allowed_keys, fold, weighing
+from icl_interp.attention import predict as predict_columns
+from icl_interp.config import ModelConfig
+from icl_interp.weights import WEIGHT_NAMES, Weights
+
+LN_EPS = 1e-5
+
+
+def predict(
+    weights: Weights, config: ModelConfig, z: Float[Tensor, "batch positions columns"]
+) -> Float[Tensor, "batch outputs"]:
+    """ŷ_q, in the dtype of the weights."""
+    if config.plain:
+        KQ, OV = fold(*(weights[name] for name in WEIGHT_NAMES), score_scale=config.score_scale)
+        weigh = weighing(config.activation, config.activation_scale)
+        return predict_columns(KQ, OV, z, config.n_outputs, config.mask, weigh)
+    return predict_from(weights, config, read_in(weights, config, z), 0)
+
+
+def predict_from(
+    weights: Weights, config: ModelConfig, stream: Float[Tensor, "batch positions_or_one d_model"], layer: int
+) -> Float[Tensor, "batch outputs"]:
+    """ŷ_q of a residual stream as it stands before `layer`; n_layers is after the last one, where the query will do.
+
+    So a change that was made in one layer costs only the layers after it.
+    """
+    for at in range(layer, config.n_layers):
+        stream = _after(weights, config, stream, at)
+    return read_out(weights, config, stream[:, -1])
+
+
+def residuals(
+    weights: Weights, config: ModelConfig, z: Float[Tensor, "batch positions columns"]
+) -> Iterator[Float[Tensor, "batch positions_or_one d_model"]]:
+    """The residual stream before the first layer and after each; after the last one at the query only."""
+    stream = read_in(weights, config, z)
+    yield stream
+    for layer in range(config.n_layers):
+        stream = _after(weights, config, stream, layer)
+        yield stream
+
+
+def read_in(
+    weights: Weights, config: ModelConfig, z: Float[Tensor, "batch positions columns"]
+) -> Float[Tensor, "batch positions d_model"]:
+    """A prompt's columns as the residual stream begins."""
+    if config.read_in is not None:
+        return z @ weights["W_E"]
+    return torch.nn.functional.pad(z, (0, config.scratch))
+
+
+def read_out(
+    weights: Weights, config: ModelConfig, stream: Float[Tensor, "*batch d_model"]
+) -> Float[Tensor, "*batch outputs"]:
+    """The responses as a residual stream ends."""
+    return stream @ weights["W_U"] if config.read_out else stream[..., config.dim : config.columns]
+
+
+def normalised(
+    stream: Float[Tensor, "*batch d_model"], w: Float[Tensor, " d_model"], b: Float[Tensor, " d_model"]
+) -> Float[Tensor, "*batch d_model"]:
+    """LayerNorm: what a layer reads where the config says so."""
+    return torch.nn.functional.layer_norm(stream, w.shape, w, b, LN_EPS)
+
+
+def head_results(
+    weights: Weights, config: ModelConfig, stream: Float[Tensor, "batch positions d_model"], layer: int
+) -> Float[Tensor, "batch positions_or_one heads d_model"]:
+    """What each head of a layer adds to the residual stream; of the last layer at the query only."""
+    values, W_O = _head_values(weights, config, stream, layer), weights["W_O"][layer]
+    return einsum(values, W_O, "batch head pos d_head, head d_head d -> batch pos head d")
+
+
+def _after(
+    weights: Weights, config: ModelConfig, stream: Float[Tensor, "batch positions d_model"], layer: int
+) -> Float[Tensor, "batch positions_or_one d_model"]:
+    """The residual stream after a layer.  What heads add is summed as it is made: apart it would be H times as much."""
+    values, W_O = _head_values(weights, config, stream, layer), weights["W_O"][layer]
+    added = einsum(values, W_O, "batch head pos d_head, head d_head d -> batch pos d")
+    return stream[:, -added.shape[1] :] + added
+
+
+def _head_values(
+    weights: Weights, config: ModelConfig, stream: Float[Tensor, "batch positions d_model"], layer: int
+) -> Float[Tensor, "batch heads positions_or_one d_head"]:
+    """What each head of a layer has read, before W_O."""
+    W_Q, W_K, W_V = (weights[name][layer] for name in WEIGHT_NAMES[:3])
+    x = normalised(stream, weights["ln_w"][layer], weights["ln_b"][layer]) if config.layer_norm else stream
+    last = layer == config.n_layers - 1
+    asking = x[:, -1:] if last else x
+    causal = config.mask == "strict_causal" and not last  # the query sees all demonstrations under both masks
+    allowed = allowed_keys(x.shape[1] - 1, config.mask, x.device)[:, :-1] if causal else None
+    q = _project(asking, W_Q) / config.score_scale
+    k, v = _project(x[:, :-1], W_K), _project(x[:, :-1], W_V)
+    return _attend(config, q, k, v, allowed)
+
+
+def _project(
+    x: Float[Tensor, "batch positions d_model"], W: Float[Tensor, "heads d_model d_head"]
+) -> Float[Tensor, "batch heads positions d_head"]:
+    return einsum(x, W, "batch pos d_model, head d_model d_head -> batch head pos d_head")
+
+
+def _attend(
+    config: ModelConfig, q: Tensor, k: Tensor, v: Tensor, allowed: Bool[Tensor, "queries keys"] | None
+) -> Float[Tensor, "batch heads queries d_head"]:
+    if config.activation == "linear" and allowed is None:
+        return config.activation_scale * (q @ (k.mT @ v))
+    weigh = weighing(config.activation, config.activation_scale)
+    return weigh(q @ k.mT, allowed) @ v
