@@ -478,6 +478,10 @@ def test_the_readmes_example_runs(tmp_path, monkeypatch, capsys):
         exec(more.replace("steps=100", "steps=5").replace("figure-22", "figure-7"), names)  # which needs no training
     assert "Figure 7" in capsys.readouterr().out
 
+    (deeper,) = re.findall(r"```python\n(sparse = .*?)```", readme, flags=re.DOTALL)
+    exec(deeper.replace("steps=300", "steps=5"), names)
+    assert "later_layers_use_one_head" in capsys.readouterr().out
+
     (tools,) = re.findall(r"```python\n(from transformer_lens .*?)```", readme, flags=re.DOTALL)
     exec(tools.replace("4_096", "64"), names)
     assert not names["model"].hook_dict["blocks.0.attn.hook_result"].has_hooks()

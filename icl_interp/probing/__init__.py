@@ -10,7 +10,7 @@ from icl_interp.estimates import (
     slope_of,
 )
 from icl_interp.probing.blocks import Bars, Block, Cell, Equation, Frames, Heatmap, Lines, Scatter, Surface, Table, Text
-from icl_interp.probing.context import Context, Need, NotApplicable, UndeclaredNeed
+from icl_interp.probing.context import KINDS, Context, Need, NotApplicable, UndeclaredNeed
 from icl_interp.probing.drawn import levelled, rounded, thinned
 from icl_interp.probing.outcomes import Outcome, broken, run_probe
 from icl_interp.probing.registry import AnyProbe, Probe, discover, fitting, load_file, probe
@@ -18,6 +18,7 @@ from icl_interp.probing.verdicts import DECISIVE, Status, Threshold, Verdict, de
 
 __all__ = [
     "DECISIVE",
+    "KINDS",
     "AnyProbe",
     "Bars",
     "Block",

@@ -15,12 +15,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from icl_interp.circuits import Circuits
+from icl_interp import passes
+from icl_interp.circuits import Circuits, defined
 from icl_interp.config import ModelConfig, check_count
 from icl_interp.errors import ICLError
 from icl_interp.records import Dynamics, Run
 from icl_interp.roles import Heads, classify, reference_shape
 from icl_interp.tasks import Prompt, Task, UnavailableTask
+from icl_interp.weights import Weights
 
 if TYPE_CHECKING:
     from icl_interp.model import ICLTransformer
@@ -35,7 +37,9 @@ CHUNK_NUMBERS, CHUNK_PROMPTS = 8_000_000, 4_096  # numbers (64 MB) and prompts t
 class Need(Flag):
     """What a probe needs of a checkpoint; it is skipped, visibly, where something is missing.
 
-    A probe of SEVERAL_RESPONSES has nothing to say of a model of one, and is left out there unless it is named.
+    The last three are about what kind of model it is: one layer of heads on a prompt's own columns (arXiv 2503.12734),
+    a deeper one or one that has more than heads, one of several responses.  A probe has nothing to say of a model of
+    another kind, and is left out there unless it is named.
     """
 
     NONE = 0
@@ -43,7 +47,12 @@ class Need(Flag):
     FORWARD = auto()
     TASK = auto()
     DYNAMICS = auto()
+    ONE_LAYER = auto()
+    DEEP = auto()
     SEVERAL_RESPONSES = auto()
+
+
+KINDS = Need.ONE_LAYER | Need.DEEP | Need.SEVERAL_RESPONSES
 
 
 class NotApplicable(ICLError):  # noqa: N818 - an outcome, not a mistake
@@ -111,9 +120,7 @@ class Context:
             offered.append(Need.TASK)
         if self._run.dynamics is not None and len(self._run.dynamics.steps) > 1:
             offered.append(Need.DYNAMICS)
-        if self.config.n_outputs > 1:
-            offered.append(Need.SEVERAL_RESPONSES)
-        return reduce(or_, offered)
+        return reduce(or_, offered) | kind_of_model(self.config)
 
     @property
     def config(self) -> ModelConfig:
@@ -125,6 +132,12 @@ class Context:
         """KQ and OV of the checkpoint's own (last) weights, a fresh copy.  Needs WEIGHTS."""
         self._check(Need.WEIGHTS, "circuits")
         return copy.deepcopy(self._circuits)
+
+    @property
+    def weights(self) -> Weights:
+        """The checkpoint's own (last) weights in float64, a fresh copy, for `icl_interp.passes`.  Needs WEIGHTS."""
+        self._check(Need.WEIGHTS, "weights")
+        return self._weights(torch.empty(0, dtype=torch.float64, device=self.device))
 
     @property
     def task(self) -> Task:
@@ -193,7 +206,10 @@ class Context:
     def predict(self, prompt: Prompt) -> Float[Tensor, "batch outputs"]:
         """ŷ_q of the checkpoint.  Needs FORWARD."""
         self._check(Need.FORWARD, "predict()")
-        return self._circuits.predict(prompt)
+        if self.config.plain:
+            return self._circuits.predict(prompt)
+        predicted = passes.predict(self._weights(prompt.x), self.config, prompt.z)
+        return defined(predicted, prompt, self.config.activation)
 
     def head_outputs(self, prompt: Prompt) -> Float[Tensor, "batch heads outputs"]:
         """What each last-layer head adds to the prediction.  Needs FORWARD."""
@@ -210,25 +226,24 @@ class Context:
         """Roles of a one-layer model's heads, found once a budget and copied for every probe.  Needs FORWARD and TASK.
 
         Raises:
-            NotApplicable: a deeper model, whose heads are not kernel regressors of the prompt.
+            NotApplicable: a model whose heads are not kernel regressors of the prompt: of several layers, or more.
         """
         self._check(Need.FORWARD | Need.TASK, "heads")
-        self.one_layer()
+        if not self.config.plain:
+            raise NotApplicable("heads have roles in one layer, on a prompt's own columns")
         found = self._once(
             f"heads on {self.budget} prompts",
             lambda: classify(self._circuits, self.chunks("heads"), self.shape),
         )
         return copy.deepcopy(found)
 
-    def one_layer(self) -> None:
-        """Raise `NotApplicable` for a deeper model."""
-        if self.config.n_layers > 1:
-            raise NotApplicable(f"the claim is about one layer; this model has {self.config.n_layers}")
-
     def single_response(self) -> None:
         """Raise `NotApplicable` for several responses."""
         if self.config.n_outputs > 1:
             raise NotApplicable(f"the claim is about one response; this model has {self.config.n_outputs}")
+
+    def _weights(self, like: Tensor) -> Weights:
+        return {name: weight.detach().to(like, copy=True) for name, weight in self._run.weights.items()}
 
     @property
     def _circuits(self) -> Circuits:
@@ -251,6 +266,12 @@ class Context:
     @staticmethod
     def _join(prompts: list[Prompt]) -> Prompt:
         return Prompt(*(torch.cat([getattr(p, name) for p in prompts]) for name in ("x", "y", "x_q", "y_q")))
+
+
+def kind_of_model(model: ModelConfig) -> Need:
+    """Which of `KINDS` a model is of."""
+    several = Need.SEVERAL_RESPONSES if model.n_outputs > 1 else Need.NONE
+    return several | (Need.ONE_LAYER if model.plain else Need.DEEP)
 
 
 def _numbers(task: Task, length: int | None = None) -> int:

@@ -36,6 +36,8 @@ _OFFERS = {
     Need.FORWARD: "a model that can run",
     Need.TASK: "the task (pass task=, or --length and --noise-var on the command line)",
     Need.DYNAMICS: "the record of the training",
+    Need.ONE_LAYER: "one layer of heads on a prompt's own columns: this model has more",
+    Need.DEEP: "several layers, or more than heads: this model has one layer of heads on a prompt's own columns",
     Need.SEVERAL_RESPONSES: "several responses: this model has one",
 }
 

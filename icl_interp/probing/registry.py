@@ -18,7 +18,7 @@ from typing import Never, Protocol, TypeVar, cast, runtime_checkable
 from icl_interp.config import ModelConfig
 from icl_interp.errors import ConfigError
 from icl_interp.probing.blocks import Block
-from icl_interp.probing.context import Context, Need
+from icl_interp.probing.context import KINDS, Context, Need, kind_of_model
 from icl_interp.probing.verdicts import Verdict
 
 R = TypeVar("R")
@@ -119,9 +119,9 @@ def discover() -> tuple[dict[str, Probe[object]], dict[str, BaseException]]:
 
 
 def fitting(model: ModelConfig) -> list[Probe[object]]:
-    """The installed probes, but for those about several responses where the model has one."""
-    several = model.n_outputs > 1
-    return [probe for probe in discover()[0].values() if several or Need.SEVERAL_RESPONSES not in probe.needs]
+    """The installed probes, but for those about another kind of model."""
+    kind = kind_of_model(model)
+    return [probe for probe in discover()[0].values() if probe.needs & KINDS in kind]
 
 
 def load_file(path: str | Path) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -45,16 +45,18 @@ def check_probe(probe: AnyProbe | type[AnyProbe], *runs: Run, budget: int = BUDG
         train(task, steps=60, n_records=40, progress=False),
         _untrained(task, n_layers=1),
         _untrained(task, n_layers=2),
+        _untrained(task, n_layers=2, scratch=3, read_out=True, layer_norm=True),
         *runs,
     ]
     finished = [outcome for run in models for outcome in [_check_on(subject, run, budget)] if outcome.status == "done"]
     _require(bool(finished), f"{subject.name} reached a result on none of {len(models)} models")
 
 
-def _untrained(task: LinearRegression, n_layers: int) -> Run:
-    config = ModelConfig(task.dim, n_layers=n_layers)
+def _untrained(task: LinearRegression, **of_model: Any) -> Run:
+    config = ModelConfig(task.dim, **of_model)
     weights = initial_weights(config, torch.Generator().manual_seed(0))
-    return Run(config, weights, task=task, origin=f"{n_layers} untrained layers")
+    with_more = f" with {', '.join(config.extras)}" if config.extras else ""
+    return Run(config, weights, task=task, origin=f"{config.n_layers} untrained layers{with_more}")
 
 
 def _check_on(probe: Probe[object], run: Run, budget: int) -> Outcome:

@@ -133,7 +133,7 @@ class ActivationRate:
 @probe(
     name="activation",
     title="Which learning rate do ω and μ make under this activation, and are its denominators safe?",
-    needs=Need.WEIGHTS | Need.FORWARD | Need.TASK,
+    needs=Need.WEIGHTS | Need.FORWARD | Need.TASK | Need.ONE_LAYER,
     cost="about ten seconds",
 )
 class ActivationProbe:
@@ -144,7 +144,6 @@ class ActivationProbe:
 
     def run(self, context: Context) -> ActivationRate:
         """η, then the slope and the denominators on one set of prompts, then risks at each length."""
-        context.one_layer()
         context.single_response()
         circuits, task = context.circuits, context.task
         f = activation(circuits.activation)

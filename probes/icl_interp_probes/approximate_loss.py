@@ -148,7 +148,7 @@ class ApproximateLoss:
 @probe(
     name="approximate_loss",
     title="Does the approximate loss describe this model, and is the model on its valley's floor?",
-    needs=Need.WEIGHTS | Need.FORWARD | Need.TASK,
+    needs=Need.WEIGHTS | Need.FORWARD | Need.TASK | Need.ONE_LAYER,
     uses=Need.DYNAMICS,
     cost="a few seconds",
 )
@@ -286,7 +286,6 @@ _CLAIMS = (
 
 def _isotropic_softmax(context: Context) -> LinearRegression:
     """The task, if L̃ is about it and the model."""
-    context.one_layer()
     context.single_response()
     task, config = context.task, context.config
     if config.activation != "softmax":

@@ -137,7 +137,7 @@ class CircuitPattern:
 @probe(
     name="circuit_pattern",
     title="Is every head a multiple of the identity in KQ, and one number in OV?",
-    needs=Need.WEIGHTS,
+    needs=Need.WEIGHTS | Need.ONE_LAYER,
     uses=Need.FORWARD | Need.TASK,
     cost="under a second",
 )
@@ -149,7 +149,6 @@ class CircuitPatternProbe:
 
     def run(self, context: Context) -> CircuitPattern:
         """Measure each head."""
-        context.one_layer()
         circuits, roles = context.circuits, roles_of(context)
         shape = np.eye(circuits.dim) if UNKNOWN in roles else context.shape
 

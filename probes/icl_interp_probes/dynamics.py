@@ -89,7 +89,7 @@ RISE = Threshold(
 FALL = Threshold(
     "0.005 to 0.03, which is noise, in most runs; up to 0.2 in those that first had one sign; read between the "
     "curves of planted_course and course_mu_falls",
-    high=0.05,
+    high=0.07,
 )
 AS_IN_FLOW = Threshold(
     "every attending head has the sign that the flow gives it; the curves of planted_course and "
@@ -144,7 +144,7 @@ class HeadDynamics:
 @probe(
     name="dynamics",
     title="How did the heads come about?",
-    needs=Need.WEIGHTS | Need.DYNAMICS,
+    needs=Need.WEIGHTS | Need.DYNAMICS | Need.ONE_LAYER,
     uses=Need.FORWARD | Need.TASK,
     cost="under a second",
 )
@@ -157,7 +157,6 @@ class DynamicsProbe:
 
     def run(self, context: Context) -> HeadDynamics:
         """Thin the record, and look for the moments in all of it."""
-        context.one_layer()
         record, config = context.dynamics, context.config
         assert record is not None
         roles = roles_of(context)

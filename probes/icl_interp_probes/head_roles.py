@@ -66,7 +66,7 @@ class HeadRoles:
 @probe(
     name="head_roles",
     title="Which heads are positive, negative, dummy, or something else?",
-    needs=Need.WEIGHTS | Need.FORWARD | Need.TASK,
+    needs=Need.WEIGHTS | Need.FORWARD | Need.TASK | Need.ONE_LAYER,
     cost="a few seconds",
 )
 class HeadRolesProbe:

@@ -153,7 +153,7 @@ class KernelFit:
 @probe(
     name="kernel_fit",
     title="Which (ω, μ) does each head have, and do they solve the problem as theory says?",
-    needs=Need.WEIGHTS | Need.FORWARD | Need.TASK,
+    needs=Need.WEIGHTS | Need.FORWARD | Need.TASK | Need.ONE_LAYER,
     uses=Need.DYNAMICS,
     cost="a few seconds",
 )
@@ -165,7 +165,6 @@ class KernelFitProbe:
 
     def run(self, context: Context) -> KernelFit:
         """Fit, then derive every quantity on the late mean iterate or on the checkpoint."""
-        context.one_layer()
         context.single_response()
         heads, task = context.heads, context.task
         groups = Groups(heads.are("positive"), heads.are("negative"))

@@ -111,7 +111,7 @@ class LengthGeneralization:
 @probe(
     name="length_generalization",
     title="Does the model go on getting better with longer prompts than it was trained on?",
-    needs=Need.FORWARD | Need.TASK,
+    needs=Need.FORWARD | Need.TASK | Need.ONE_LAYER,
     cost="a few seconds",
 )
 class LengthGeneralizationProbe:
@@ -122,7 +122,6 @@ class LengthGeneralizationProbe:
 
     def run(self, context: Context) -> LengthGeneralization:
         """Tune at the training length, then measure every length on the same prompts."""
-        context.one_layer()
         task = context.task
         lengths = tuple(sorted({max(round(fraction * task.length), 1) for fraction in FRACTIONS}))
         prompts = context.holdable(min(context.budget, max(PROMPTS, context.budget // 4)))

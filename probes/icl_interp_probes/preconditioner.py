@@ -117,7 +117,7 @@ class Preconditioner:
 @probe(
     name="preconditioner",
     title="Which preconditioner do the heads apply to correlated covariates?",
-    needs=Need.WEIGHTS | Need.FORWARD | Need.TASK,
+    needs=Need.WEIGHTS | Need.FORWARD | Need.TASK | Need.ONE_LAYER,
     uses=Need.DYNAMICS,
     cost="a few seconds",
 )
@@ -311,7 +311,6 @@ def _candidates(context: Context) -> Candidates:
     Raises:
         NotApplicable: where it is not known, or all candidates are the same.
     """
-    context.one_layer()
     context.single_response()
     task = context.task
     if not isinstance(task, LinearRegression):

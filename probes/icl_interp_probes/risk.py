@@ -114,7 +114,7 @@ class Risk:
 @probe(
     name="risk",
     title="How does the model compare with classical predictors, and which of them is it?",
-    needs=Need.FORWARD | Need.TASK,
+    needs=Need.FORWARD | Need.TASK | Need.ONE_LAYER,
     cost="about ten seconds",
 )
 class RiskProbe:
@@ -125,7 +125,6 @@ class RiskProbe:
 
     def run(self, context: Context) -> Risk:
         """Tune, then measure everything on fresh prompts."""
-        context.one_layer()
         task = context.task
         predictors = _predictors(task, context.sample("tuning", context.holdable(min(context.budget, TUNING_PROMPTS))))
         lengths = tuple(sorted({*LENGTHS, task.length}))

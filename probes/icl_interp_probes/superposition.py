@@ -115,7 +115,7 @@ class Superposition:
 @probe(
     name="superposition",
     title="Do heads serve several tasks at once, with other signs or supports, and what does it cost?",
-    needs=Need.WEIGHTS | Need.FORWARD | Need.TASK | Need.SEVERAL_RESPONSES,
+    needs=Need.WEIGHTS | Need.FORWARD | Need.TASK | Need.SEVERAL_RESPONSES | Need.ONE_LAYER,
     uses=Need.DYNAMICS,
     cost="a few seconds",
 )
@@ -127,7 +127,6 @@ class SuperpositionProbe:
 
     def run(self, context: Context) -> Superposition:
         """Read the steps off the mean iterate or the checkpoint, then measure on prompts."""
-        context.one_layer()
         heads, same = context.heads, same_supports(uses_of(context.task))
         iterates = iterates_of(context, heads)
         omega, mu = iterates.mean

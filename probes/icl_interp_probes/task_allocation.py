@@ -107,7 +107,7 @@ class TaskAllocation:
 @probe(
     name="task_allocation",
     title="Which head serves which task, and how are heads shared?",
-    needs=Need.WEIGHTS | Need.FORWARD | Need.TASK | Need.SEVERAL_RESPONSES,
+    needs=Need.WEIGHTS | Need.FORWARD | Need.TASK | Need.SEVERAL_RESPONSES | Need.ONE_LAYER,
     uses=Need.DYNAMICS,
     cost="a few seconds",
 )
@@ -119,7 +119,6 @@ class TaskAllocationProbe:
 
     def run(self, context: Context) -> TaskAllocation:
         """Read the weights, then remove, shift and regress."""
-        context.one_layer()
         task, heads = context.task, context.heads
         supports = uses_of(task)
         same = same_supports(supports)

@@ -172,7 +172,8 @@ def test_deeper_models_are_not_its_business() -> None:
     run = Run(config, initial_weights(config, torch.Generator().manual_seed(0)))
     task = MultiTaskRegression(3, [(0, 1), (2,)], 8)
     outcome = icl.analyze(run, task=task, budget=50, probes=["task_allocation"])["task_allocation"]
-    assert (outcome.status, outcome.reason) == ("not_applicable", "the claim is about one layer; this model has 2")
+    assert outcome.status == "skipped"
+    assert outcome.reason == "needs one layer of heads on a prompt's own columns: this model has more"
 
 
 # --- How it reads -----------------------------------------------------------------------------------------------------

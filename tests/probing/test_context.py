@@ -18,7 +18,7 @@ from icl_interp.training import train
 from icl_interp.weights import initial_weights
 
 TASK = LinearRegression(dim=3, length=8)
-EVERYTHING = Need.WEIGHTS | Need.FORWARD | Need.TASK | Need.DYNAMICS
+EVERYTHING = Need.WEIGHTS | Need.FORWARD | Need.TASK | Need.DYNAMICS | Need.ONE_LAYER
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +44,7 @@ def same(a, b):
 
 LOOKS = {
     "circuits": (Need.WEIGHTS, lambda c: c.circuits),
+    "weights": (Need.WEIGHTS, lambda c: c.weights),
     "task": (Need.TASK, lambda c: c.task),
     "dynamics": (Need.DYNAMICS, lambda c: c.dynamics),
     "late_circuits": (Need.DYNAMICS, lambda c: c.late_circuits()),
@@ -98,7 +99,7 @@ class OwnTask:
 
 
 def test_what_each_kind_of_checkpoint_offers(planted, trained):
-    bare = Need.WEIGHTS | Need.FORWARD
+    bare = Need.WEIGHTS | Need.FORWARD | Need.ONE_LAYER
     unavailable = UnavailableTask(3, 8, 1, "mine")
     assert Context(trained).available == EVERYTHING
     assert Context(planted).available == bare | Need.TASK
@@ -299,10 +300,9 @@ def test_without_a_record_there_are_no_late_circuits(planted):
 
 def test_a_deeper_model_has_no_roles():
     seen = Context(untrained(n_layers=2), budget=5)
-    with pytest.raises(NotApplicable, match="the claim is about one layer; this model has 2"):
+    with pytest.raises(NotApplicable, match="heads have roles in one layer, on a prompt's own columns"):
         seen.heads
     assert seen.predict(seen.sample("label")).shape == (5, 1)
-    Context(untrained()).one_layer()
 
 
 def test_several_responses_are_told_apart():
