@@ -2,7 +2,7 @@
 
     python benchmarks/calibration.py draw choosing --work DIR      # models on which thresholds were chosen
     python benchmarks/calibration.py draw reporting --work DIR     # models drawn anew, on which they are reported
-    python benchmarks/coverage.py --work DIR/coverage              # intervals over prompts, at repeated seeds
+    python benchmarks/intervals.py --work DIR/coverage             # intervals over prompts, at repeated seeds
     python benchmarks/calibration.py report reporting --work DIR   # CALIBRATION.md, the page, the study that is shipped
 
 A draw is 1,000 models of every family that is built by formula and 300 of every one that has to be trained
@@ -128,7 +128,7 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _covered(summary: Path) -> tuple[Coverage, ...]:
-    """What `python benchmarks/coverage.py --work DIR/coverage` counted of intervals over prompts, if it was run."""
+    """What `python benchmarks/intervals.py --work DIR/coverage` counted of intervals over prompts, if it was run."""
     return from_data(tuple[Coverage, ...], json.loads(summary.read_text())) if summary.exists() else ()
 
 

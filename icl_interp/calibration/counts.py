@@ -196,7 +196,15 @@ class Error:
 
 @dataclass(frozen=True)
 class FamilyTold:
-    """A family as the study met it: name and title, how many models, which claims are true and false of them all."""
+    """A family as the study met it.
+
+    Args:
+        name, title: of the family.
+        trained: whether its models have to be trained.
+        models: how many were judged.
+        holds, violates: claims that are true, and false, of all of them.
+        raised: probes that raised an error, and on how many models.
+    """
 
     name: str
     title: str
@@ -204,6 +212,7 @@ class FamilyTold:
     models: int
     holds: tuple[str, ...]
     violates: tuple[str, ...]
+    raised: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,9 @@ ENOUGH = 10  # members in a bin, for what is said of it to mean anything
 
 def told(family: Family, rows: Sequence[Row]) -> FamilyTold:
     """The family as the study met it."""
-    return FamilyTold(family.name, family.title, family.trained, len(rows), family.holds, family.violates)
+    raised = Counter(claim.partition(".")[0] for row in rows for claim in row.claims if _is_failure(claim))
+    most_first = tuple(raised.most_common())
+    return FamilyTold(family.name, family.title, family.trained, len(rows), family.holds, family.violates, most_first)
 
 
 def rates(family: Family, rows: Sequence[Row]) -> Iterator[Rate]:
@@ -86,6 +88,9 @@ def errors(family: Family, rows: Sequence[Row]) -> Iterator[Error]:
 
 def exceptions(study: Study) -> Iterator[tuple[str, str]]:
     """What is not as it should be: a key for it, and what it is in words."""
+    for family in study.families:
+        for probe, times in family.raised:
+            yield f"{probe} raises on {family.name}", f"{probe} raises on {times} of {family.models} {family.name}"
     trained = {family.name for family in study.families if family.trained}
     for rate in study.rates:
         most = PASS_TRAINED if rate.family in trained else PASS
@@ -118,8 +123,12 @@ def truth(family: Family, claim: str) -> Truth:
 
 
 def _claims(family: Family, rows: Sequence[Row]) -> list[str]:
-    said = dict.fromkeys(claim for row in rows for claim in row.claims if claim.partition(".")[2] != FAILED)
+    said = dict.fromkeys(claim for row in rows for claim in row.claims if not _is_failure(claim))
     return list(dict.fromkeys([*family.claims, *said]))
+
+
+def _is_failure(claim: str) -> bool:
+    return claim.partition(".")[2] == FAILED
 
 
 def _of(row: Row) -> Iterator[tuple[str, Measured]]:

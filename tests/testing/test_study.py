@@ -109,8 +109,13 @@ def test_a_probe_that_fails_is_told():
 
     broken = probe(name="broken_here", title="?", needs=Need.WEIGHTS)(Broken)
     del _REGISTRY["broken_here"]
-    (found,) = examine(family([SIGN]), [0], probes=[broken()])
+    some = family([SIGN])
+    (found,) = examine(some, [0], probes=[broken()])
     assert found.claims["broken_here.failed"].status == "failed"
+    told = counting.told(some, [found])
+    assert told.raised == (("broken_here", 1),)
+    ((key, said),) = counting.exceptions(Study("choosing", (1_024, 65_536), (told,), rates=()))
+    assert (key, said) == ("broken_here raises on some", "broken_here raises on 1 of 1 some")
 
 
 def test_rows_go_to_text_and_back():

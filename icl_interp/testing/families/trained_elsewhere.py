@@ -16,9 +16,9 @@ from icl_interp.testing.families.trained_members import trained_members
 from icl_interp.testing.known import Known, trained_family
 
 HEADS = 4  # of which none ended with one sign, of 256 seeds on the main setting
-# η* there relative to η* of the main setting, by (4.3): 0.91, 0.73, 0.25, 3.87, 0.83.
+# η* there relative to η* of the main setting, by (4.3): 0.79, 0.73, 0.25, 3.87, 0.83.
 ELSEWHERE = (
-    replace(MAIN, noise_var=1.0),
+    replace(MAIN, noise_var=2.5),
     replace(MAIN, length=10),
     replace(MAIN, covariance=4 * np.eye(MAIN.dim)),
     replace(MAIN, covariance=np.eye(MAIN.dim) / 4),
@@ -29,7 +29,7 @@ CORRELATED = replace(MAIN, covariance=kms(0.7))
 
 @trained_family(
     "trained_elsewhere",
-    "Models of four heads that were trained with ten times the noise, a quarter of the demonstrations, covariates "
+    "Models of four heads that were trained with 25 times the noise, a quarter of the demonstrations, covariates "
     "twice or half as large, or a twentieth of the signal, and are read under the main setting.",
     violates=(
         "kernel_fit.optimal_step",
@@ -40,7 +40,7 @@ CORRELATED = replace(MAIN, covariance=kms(0.7))
     ),
 )
 def elsewhere(seeds: Sequence[int], folder: Path | None) -> Iterator[Known]:
-    """Each took the best step of where it was trained, which is 9 to 290 % off the best step of where it is read.
+    """Each took the best step of where it was trained, which is 17 to 290 % off the best step of where it is read.
 
     Raises as `trained_members`.
     """

@@ -1,6 +1,6 @@
 """How often do 95 % intervals hold the truth?  Every interval that a probe's result or one of its verdicts carries.
 
-    OMP_NUM_THREADS=1 nice -n 5 python benchmarks/coverage.py --work FOLDER [--seeds 170] [--drawn 3000]
+    OMP_NUM_THREADS=1 nice -n 5 python benchmarks/intervals.py --work FOLDER [--seeds 170] [--drawn 3000]
 
 What an interval covers says what its truth is:
 
