@@ -157,12 +157,15 @@ def test_extreme_weights_and_budgets_are_no_reason_to_fail(scale, budget):
         assert {o.status for o in result if o.probe != "dynamics"} <= {"done", "not_applicable"}
 
 
-def test_a_deeper_model_gets_no_claims():
-    config = ModelConfig(3, n_layers=2)
-    result = analyze(Run(config, initial_weights(config), task=TASK), budget=20)
-    assert {o.status for o in result if o.probe != "dynamics"} == {"not_applicable"}
-    assert result.verdicts.empty
-    assert list(result.verdicts) == COLUMNS
+def test_each_kind_of_model_has_its_own_probes():
+    asked = {}
+    for layers in (1, 2):
+        config = ModelConfig(3, n_layers=layers)
+        run = Run(config, initial_weights(config, torch.Generator().manual_seed(0)), task=TASK)
+        asked[layers] = {outcome.probe: outcome.status for outcome in analyze(run, budget=20)}
+    assert set(asked[2]) == {"head_utilization", "layer_algorithm", "algorithm_match"}
+    assert set(asked[2].values()) == {"done"}
+    assert not set(asked[1]) & set(asked[2])
 
 
 # --- The task ---------------------------------------------------------------------------------------------------------

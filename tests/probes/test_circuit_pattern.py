@@ -114,7 +114,7 @@ def test_without_a_task_the_weights_are_still_read() -> None:
 
 def test_deeper_models_are_not_judged() -> None:
     deep = icl.train(LinearRegression(3, 8), n_layers=2, steps=2)
-    assert icl.analyze(deep, probes=["circuit_pattern"])["circuit_pattern"].status == "not_applicable"
+    assert icl.analyze(deep, probes=["circuit_pattern"])["circuit_pattern"].status == "skipped"
 
 
 # --- Several responses -----------------------------------------------------------------------------------------------
