@@ -160,7 +160,7 @@ def test_models_of_elsewhere_are_read_where_another_step_is_best() -> None:
         assert step is not None
         ratios.append(step / star)
         costs.append(_excess(step * np.eye(MAIN.dim)) / _excess(np.asarray(best.preconditioner)) - 1)
-    assert np.round(ratios, 2).tolist() == [0.91, 0.73, 0.25, 3.87, 0.83]
+    assert np.round(ratios, 2).tolist() == [0.79, 0.73, 0.25, 3.87, 0.83]
     assert min(costs) > 0.045
 
 
