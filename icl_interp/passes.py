@@ -2,8 +2,9 @@
 
 A model with scratch, a read-in, a read-out or LayerNorm, and any of several layers, is trained and read by this pass;
 one layer of heads on a prompt's own columns has the shorter way of `attention`.  Heads stay factored, for those of a
-deep model are narrow: a batch of B prompts costs about 4·B·H·L·D·d_head multiply-adds a layer, and linear attention
-under the mask "demonstrations" never builds a score, for Q (Kᵀ V) is (Q Kᵀ) V.
+deep model are narrow: a batch of B prompts costs about 4·B·H·L·D·d_head multiply-adds a layer.  Linear attention under
+the mask "demonstrations" never builds a score, for Q (Kᵀ V) is (Q Kᵀ) V, and of prompts longer than the stream is wide
+it uses no more than XᵀX.
 """
 
 from __future__ import annotations
@@ -84,32 +85,64 @@ def head_results(
     weights: Weights, config: ModelConfig, stream: Float[Tensor, "batch positions d_model"], layer: int
 ) -> Float[Tensor, "batch positions_or_one heads d_model"]:
     """What each head of a layer adds to the residual stream; of the last layer at the query only."""
-    values, W_O = _head_values(weights, config, stream, layer), weights["W_O"][layer]
-    return einsum(values, W_O, "batch head pos d_head, head d_head d -> batch pos head d")
+    W = [weights[name][layer] for name in WEIGHT_NAMES]
+    values = _values(W, config, *_looking(weights, config, stream, layer))
+    return einsum(values, W[3], "batch head pos d_head, head d_head d -> batch pos head d")
 
 
 def _after(
     weights: Weights, config: ModelConfig, stream: Float[Tensor, "batch positions d_model"], layer: int
 ) -> Float[Tensor, "batch positions_or_one d_model"]:
     """The residual stream after a layer.  What heads add is summed as it is made: apart it would be H times as much."""
-    values, W_O = _head_values(weights, config, stream, layer), weights["W_O"][layer]
-    added = einsum(values, W_O, "batch head pos d_head, head d_head d -> batch pos d")
+    W = _live(weights, layer)
+    asking, keys, allowed = _looking(weights, config, stream, layer)
+    if config.activation == "linear" and allowed is None and keys.shape[1] >= keys.shape[2]:
+        added = asking @ _map_of(W, keys, config.activation_scale / config.score_scale)
+    else:
+        values = _values(W, config, asking, keys, allowed)
+        added = einsum(values, W[3], "batch head pos d_head, head d_head d -> batch pos d")
     return stream[:, -added.shape[1] :] + added
 
 
-def _head_values(
+def _live(weights: Weights, layer: int) -> list[Tensor]:
+    """The four matrices of a layer's heads: of those that write anything, unless gradients are wanted of the others."""
+    W = [weights[name][layer] for name in WEIGHT_NAMES]
+    live = W[3].flatten(1).any(1)
+    return W if W[3].requires_grad or live.all() else [matrix[live] for matrix in W]
+
+
+def _looking(
     weights: Weights, config: ModelConfig, stream: Float[Tensor, "batch positions d_model"], layer: int
-) -> Float[Tensor, "batch heads positions_or_one d_head"]:
-    """What each head of a layer has read, before W_O."""
-    W_Q, W_K, W_V = (weights[name][layer] for name in WEIGHT_NAMES[:3])
+) -> tuple[Tensor, Tensor, Bool[Tensor, "queries keys"] | None]:
+    """Positions that ask in a layer, those that may be asked, and which of these each may ask if not all."""
     x = normalised(stream, weights["ln_w"][layer], weights["ln_b"][layer]) if config.layer_norm else stream
     last = layer == config.n_layers - 1
-    asking = x[:, -1:] if last else x
     causal = config.mask == "strict_causal" and not last  # the query sees all demonstrations under both masks
     allowed = allowed_keys(x.shape[1] - 1, config.mask, x.device)[:, :-1] if causal else None
+    return x[:, -1:] if last else x, x[:, :-1], allowed
+
+
+def _map_of(
+    W: list[Tensor], keys: Float[Tensor, "batch keys d_model"], scale: float
+) -> Float[Tensor, "batch d_model d_model"]:
+    """Σ_h W_Q W_Kᵀ (XᵀX) W_V W_O of keys X: linear attention is this linear map of what asks, and XᵀX all it sees.
+
+    Where there are more keys than dimensions this takes fewer multiplications than scores or keys times values.
+    """
+    W_Q, W_K, W_V, W_O = W
+    seen = einsum(scale * (keys.mT @ keys), W_V, "batch key d, head d value -> head key batch value")
+    read = einsum(W_K, seen, "head key d_head, head key batch value -> head d_head batch value")
+    written = einsum(read, W_O, "head d_head batch value, head value d -> head d_head batch d")
+    return einsum(W_Q, written, "head query d_head, head d_head batch d -> batch query d")
+
+
+def _values(
+    W: list[Tensor], config: ModelConfig, asking: Tensor, keys: Tensor, allowed: Bool[Tensor, "queries keys"] | None
+) -> Float[Tensor, "batch heads positions_or_one d_head"]:
+    """What each head of a layer has read, before W_O."""
+    W_Q, W_K, W_V, _ = W
     q = _project(asking, W_Q) / config.score_scale
-    k, v = _project(x[:, :-1], W_K), _project(x[:, :-1], W_V)
-    return _attend(config, q, k, v, allowed)
+    return _attend(config, q, _project(keys, W_K), _project(keys, W_V), allowed)
 
 
 def _project(

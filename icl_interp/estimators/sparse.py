@@ -145,11 +145,14 @@ def _one_by_one(
     answers: int,
 ) -> Float[Tensor, "batch dim outputs answers"]:
     """`solve(X, y)`, (dim, answers), of each prompt and response: NaN where they are not finite."""
+    from sklearn import config_context
+
     xs, ys = x.detach().double().cpu().numpy(), y.detach().double().cpu().numpy()
     solved = np.full((len(xs), x.shape[2], y.shape[2], answers), np.nan)
-    for i, n in np.ndindex(len(xs), y.shape[2]):
-        if np.isfinite(xs[i]).all() and np.isfinite(ys[i, :, n]).all():
-            solved[i, :, n] = solve(xs[i], ys[i, :, n])
+    with config_context(skip_parameter_validation=True):  # which takes as long as solving
+        for i, n in np.ndindex(len(xs), y.shape[2]):
+            if np.isfinite(xs[i]).all() and np.isfinite(ys[i, :, n]).all():
+                solved[i, :, n] = solve(xs[i], ys[i, :, n])
     return torch.from_numpy(solved).to(x.device)
 
 

@@ -93,7 +93,7 @@ class Prompt:
     def __len__(self) -> int:
         return self.x.shape[0]
 
-    def __getitem__(self, index: slice) -> Prompt:
+    def __getitem__(self, index: slice | Tensor) -> Prompt:
         return Prompt(self.x[index], self.y[index], self.x_q[index], self.y_q[index])
 
     def __repr__(self) -> str:

@@ -10,14 +10,23 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from icl_interp.errors import NumericsError
 from icl_interp.estimators import Predictor
 from icl_interp.probing import Context, Estimate, mean_of, ratio_of, rounded
 from icl_interp.tasks import Prompt
-from icl_interp_probes.known_algorithms import DEAR, PREPROCESSED, Members, bounds, nearest_family
+from icl_interp_probes.known_algorithms import (
+    DEAR,
+    PREPROCESSED,
+    Members,
+    bounds,
+    nearest_family,
+    ordinary,
+    steepness,
+)
 from icl_interp_probes.prompt_kinds import Kind
 from icl_interp_probes.shown import KEPT, extreme
 
@@ -57,6 +66,7 @@ class Answers:
         model: ŷ.
         truth: the responses.
         by_member: predictions of each member, those of dear families to the first prompts only.
+        ordinary: the prompts that distances are over.
         clipped: the part of the model's predictions that was beyond the bound; NaN if it has none.
         undefined: why the model has no predictions, or nothing.
     """
@@ -66,6 +76,7 @@ class Answers:
     model: Each = field(default_factory=lambda: np.empty(0))
     truth: Each = field(default_factory=lambda: np.empty(0))
     by_member: dict[Predictor, Each] = field(default_factory=dict)
+    ordinary: Bool[np.ndarray, "prompts"] = field(default_factory=lambda: np.empty(0, dtype=bool))
     clipped: float = np.nan
     undefined: str = ""
 
@@ -75,25 +86,25 @@ class Answers:
     ) -> Answers:
         """To so many prompts, and so few of families that are dear; clipped to `bounds`.  Needs FORWARD."""
         bound = partial(bounds, energy=energy)
-        asked: dict[Predictor, int] = {context.predict: prompts, _truth: prompts, bound: prompts}
+        asked: dict[Predictor, int] = dict.fromkeys((context.predict, _truth, bound, _steepness), prompts)
         for members in (nearest, best):
             asked |= {member: few if family in DEAR else prompts for family, member in members.items()}
         try:
             each = _asked(context, kind, asked)
         except NumericsError as error:
             return cls(nearest, best, undefined=str(error))
-        truth, most = each.pop(_truth), each.pop(bound)
+        truth, most, steep = each.pop(_truth), each.pop(bound), torch.from_numpy(each.pop(_steepness))
         clipped = np.mean(np.abs(each[context.predict]) > most).item()
         each = {predictor: np.clip(own, -most[: len(own)], most[: len(own)]) for predictor, own in each.items()}
-        return cls(nearest, best, each.pop(context.predict), truth, each, clipped)
+        return cls(nearest, best, each.pop(context.predict), truth, each, ordinary(steep).numpy(), clipped)
 
     def nearest_family(self, *, but: str = "") -> str:
         """The family whose nearest member misses least of the model; of all `but` one."""
         return nearest_family({family: missed for family, missed in self._missed().items() if family != but})
 
     def distance(self) -> list[Estimate]:
-        """E(ŷ − a)²/E ŷ² of each family's nearest member."""
-        energy = self.model**2
+        """E(ŷ − a)²/E ŷ² of each family's nearest member, over ordinary prompts."""
+        energy = self.model[self.ordinary] ** 2
         return [_size(ratio_of(missed, energy[: len(missed)])) for missed in self._missed().values()]
 
     def ratio(self) -> Estimate:
@@ -116,7 +127,11 @@ class Answers:
         return [ratio_of(own - other, other) for own, other in self._pairs()]
 
     def _missed(self) -> dict[str, Each]:
-        return {family: (self.model[: len(a)] - a) ** 2 for family, a in self._answers(self.nearest).items()}
+        """Squared differences from the nearest members, on ordinary prompts."""
+        return {
+            family: ((self.model[: len(a)] - a) ** 2)[self.ordinary[: len(a)]]
+            for family, a in self._answers(self.nearest).items()
+        }
 
     def _bests(self) -> list[Each]:
         return list(self._answers(self.best).values())
@@ -155,6 +170,10 @@ def _over(own: Each, other: Each) -> Estimate:
     if own.any() and not other.any():
         return Estimate(np.inf, np.inf, np.inf, "prompts")
     return ratio_of(own, other)
+
+
+def _steepness(prompt: Prompt) -> Float[Tensor, "batch 1"]:
+    return steepness(prompt)[:, None]
 
 
 def _truth(prompt: Prompt) -> Float[Tensor, "batch outputs"]:

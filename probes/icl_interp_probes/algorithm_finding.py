@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from icl_interp.probing import Bars, Block, Cell, Context, Estimate, Heatmap, Lines, Table, Text, levelled
 from icl_interp_probes.algorithm_answers import Intervals
-from icl_interp_probes.known_algorithms import BAYES, BOUND, DEAR, PLAIN, PREPROCESSED, RIDGE, STEPS
+from icl_interp_probes.known_algorithms import BAYES, BOUND, DEAR, ORDINARY, PLAIN, PREPROCESSED, RIDGE, STEPS
 
 MODEL, ZERO = "model", "predicting zero"
 LADDER = (RIDGE, PLAIN, PREPROCESSED, BAYES)  # on the first screen
@@ -59,7 +59,7 @@ class AlgorithmMatch:
         winner: the family that comes nearest on tuning prompts.
         second, rival: on the training's kind the nearest of all others; and of all but GD on x̃.
         nearest_there: the family whose nearest member is nearest to the model, by kind; on the training's the winner.
-        distance: to the nearest members, a row a kind.
+        distance: to the nearest members over ordinary prompts, a row a kind.
         ratio: distance to GD on x̃ over the least of all other families', on the training's kind.
         excess: excess risk of the model, the best members, and predicting zero, a row a kind.
         difference: the model's minus that of each best member, a row a kind.
@@ -245,6 +245,6 @@ def _told(result: AlgorithmMatch) -> str:
         f"for {dear}), and so were the best ones. {sizes.training:,} prompts as in training and {sizes.other:,} of "
         f"each other kind, for {dear} {sizes.training_dear:,} and {sizes.other_dear:,} of these; seed {result.seed}. "
         f"All predictions are clipped to {BOUND:g} root mean squares of labels, the prompt's own and all prompts' "
-        f"together."
+        f"together; distances are over the {ORDINARY:.0%} of prompts with the least λ_max of X̃ᵀX̃/L, risks over all."
     )
     return " ".join(filter(None, (measured, result.left_out, length, noise, *lost)))

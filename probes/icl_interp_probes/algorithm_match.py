@@ -10,7 +10,8 @@ One kind of prompts does not say what a model does: algorithms that agree there 
 others.  Linear attention whose scores are divided by the training's L takes steps of 2η on prompts of 2L, which says
 nothing of its algorithm: so other lengths are shown and not judged.
 
-Predictions that are larger than any response count as that large (`known_algorithms.bounds`), everyone's.
+Predictions that are larger than any response count as that large (`known_algorithms.bounds`), everyone's; distances are
+over `ordinary` prompts.
 
 Cost: model and families on 8,192 prompts and half as many of each other kind; families that are dear (Lasso, matching
 pursuit, Bayes) on 1,024 and 256.  With d = 16, L = 20, three layers and eight heads it takes twenty seconds.
@@ -49,6 +50,8 @@ from icl_interp_probes.known_algorithms import (
     described,
     fitted,
     left_out,
+    ordinary,
+    steepness,
 )
 from icl_interp_probes.prompt_kinds import kinds, noiseless
 from icl_interp_probes.shown import extreme
@@ -158,7 +161,8 @@ def _fitted(context: Context, tuning: Prompt, energy: float, few: int) -> tuple[
         predictions = context.predict(tuning).clamp(-bound, bound)
     except NumericsError as error:
         raise NotApplicable(_NOWHERE + str(error)) from error
-    nearest, best = (fitted(context.task, Given(tuning, y, bound), few) for y in (predictions, tuning.y_q))
+    nearest = fitted(context.task, Given(tuning, predictions, bound)[ordinary(steepness(tuning))], few)
+    best = fitted(context.task, Given(tuning, tuning.y_q, bound), few)
     return nearest, best.members | {RIDGE: best_ridge(context.task, tuning)}
 
 

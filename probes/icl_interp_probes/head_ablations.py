@@ -131,14 +131,15 @@ def _ablated(
 ) -> tuple[Float[Tensor, "batch"], Float[Tensor, "layers heads batch"]]:
     """Squared errors of the model as it is, and with each head's output replaced."""
     config, stream = model.config, read_in(model.weights, model.config, prompt.z)
-    ablated: list[Tensor] = []
+    ablated: list[Tensor | None] = []
     for layer in range(config.n_layers):
         own = head_results(model.weights, config, stream, layer)
         stream = stream[:, -own.shape[1] :] + own.sum(2)  # past the last layer there is the query alone
-        altered = (stream - own[:, :, head] + instead[layer][:, :, head] for head in range(config.n_heads))
-        ablated += [model.errors_from(each, layer + 1, prompt) for each in altered]
+        changes = (instead[layer] - own).unbind(2)
+        ablated += [model.errors_from(stream + each, layer + 1, prompt) if each.any() else None for each in changes]
     errors = model.errors_from(stream, config.n_layers, prompt)
-    return errors, torch.stack(ablated).reshape(config.n_layers, config.n_heads, -1)
+    each = torch.stack([errors if of_head is None else of_head for of_head in ablated])
+    return errors, each.reshape(config.n_layers, config.n_heads, -1)
 
 
 def kept_errors(

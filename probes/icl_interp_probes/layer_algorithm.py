@@ -48,8 +48,8 @@ from icl_interp.probing import (
     probe,
     rounded,
 )
-from icl_interp_probes.known_algorithms import PREPROCESSED
-from icl_interp_probes.layer_readings import FAMILIES, NOTHING, ORDINARY, TUNING, Reading, Readings
+from icl_interp_probes.known_algorithms import ORDINARY, PREPROCESSED
+from icl_interp_probes.layer_readings import FAMILIES, NOTHING, TUNING, Reading, Readings
 from icl_interp_probes.layer_streams import CONTROLS, HELD, TARGETS, WEIGHED, Contents, Stream
 from icl_interp_probes.shown import coordinates, extreme
 

@@ -47,6 +47,8 @@ from icl_interp_probes.known_algorithms import (
     fitted,
     left_out,
     nearest_family,
+    ordinary,
+    steepness,
 )
 from icl_interp_probes.prompt_kinds import kinds
 
@@ -247,7 +249,7 @@ def test_numbers_are_those_of_the_same_prompts() -> None:
         "training", 400, task=dataclasses.replace(TASK, query_noise=False)
     )
     newton = int(found.nearest[found.families.index(NEWTON)].split()[0])
-    model, own, other = (
+    model, newton_steps, other = (
         p(prompt)[:, 0].numpy() for p in (predictor, NewtonSteps(newton), OrthogonalMatchingPursuit(2))
     )
     gain = found.difference.value[0] / found.excess.value[0, 1:-1]
@@ -255,9 +257,12 @@ def test_numbers_are_those_of_the_same_prompts() -> None:
     truth, few = prompt.y_q[:, 0].numpy(), found.sizes.training_dear
     assert (found.sizes.training, found.sizes.other, few, found.sizes.other_dear) == (400, 200, 50, 13)
     pursuit = found.families.index(PURSUIT)
+    at = ordinary(steepness(prompt)).numpy()
+    assert at.sum() == 396
+    near, far = ((model - newton_steps) ** 2)[at], ((model - other) ** 2)[:few][at[:few]]
     for measured, estimate in (
-        (found.distance.at(0, found.families.index(NEWTON)), ratio_of((model - own) ** 2, model**2)),
-        (found.distance.at(0, pursuit), ratio_of((model - other)[:few] ** 2, model[:few] ** 2)),
+        (found.distance.at(0, found.families.index(NEWTON)), ratio_of(near, (model**2)[at])),
+        (found.distance.at(0, pursuit), ratio_of(far, (model[:few] ** 2)[at[:few]])),
         (found.excess.at(0, 0), mean_of((model - truth) ** 2)),
         (found.difference.at(0, pursuit), mean_of(((model - truth) ** 2 - (other - truth) ** 2)[:few])),
     ):

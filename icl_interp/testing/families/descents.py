@@ -51,9 +51,10 @@ def _planted_descent(rng: np.random.Generator) -> Known:
     holds=("algorithm_match.known_algorithm", "algorithm_match.preprocessed_descent", *BETTER),
 )
 def _planted_denoiser(rng: np.random.Generator) -> Known:
-    dim = int(rng.integers(14, 17))
-    length = dim + int(rng.integers(3, 6))
-    task = SparseRegression(dim, 1, length, noise_var=round(log_uniform(rng, 2, 4), 3))
+    """Six short steps: fewer and longer ones diverge on more prompts, these on no more than 1 in 100,000."""
+    dim = int(rng.integers(9, 11))
+    length = 3 * dim + int(rng.integers(0, 4))
+    task = SparseRegression(dim, 1, length, noise_var=round(log_uniform(rng, 5, 7), 3))
     return Known(_descent(rng, task, steps=6, rate=0.02))
 
 
@@ -107,7 +108,7 @@ def _half_preprocessed(rng: np.random.Generator) -> Known:
     violates=(*PREPROCESSED, *KNOWN, *BETTER),
 )
 def _untrained_deep(rng: np.random.Generator) -> Known:
-    task = draw_sparse(rng)
+    task = draw_sparse(rng, lengths=(2, 3))
     linear = bool(rng.integers(2))
     config = ModelConfig(
         task.dim,
@@ -123,10 +124,12 @@ def _untrained_deep(rng: np.random.Generator) -> Known:
     return Known(Run(config, weights, task=task))
 
 
-def draw_sparse(rng: np.random.Generator, *, dims: tuple[int, int] = (5, 8)) -> SparseRegression:
-    """A sparse regression with demonstrations enough for two steps of one size to descend on nearly all prompts."""
+def draw_sparse(
+    rng: np.random.Generator, *, dims: tuple[int, int] = (4, 6), lengths: tuple[int, int] = (6, 10)
+) -> SparseRegression:
+    """A sparse regression, by default so long (`lengths`, in d) that two steps of one size descend nearly always."""
     dim = int(rng.integers(dims[0], dims[1] + 1))
-    length = int(rng.integers(5 * dim, 8 * dim + 1))
+    length = int(rng.integers(lengths[0] * dim, lengths[1] * dim + 1))
     return SparseRegression(dim, int(rng.integers(dim // 2, dim + 1)), length, round(log_uniform(rng, 0.05, 0.5), 4))
 
 
