@@ -2,25 +2,31 @@
 
     python benchmarks/calibration.py draw choosing --work DIR      # models on which thresholds were chosen
     python benchmarks/calibration.py draw reporting --work DIR     # models drawn anew, on which they are reported
+    python benchmarks/calibration.py keep choosing --work DIR      # what DIR has of a draw, into results/calibration/
     python benchmarks/intervals.py --work DIR/coverage             # intervals over prompts, at repeated seeds
     python benchmarks/calibration.py report reporting --work DIR   # CALIBRATION.md, the page, the study that is shipped
 
 A draw is 1,000 models of every family that is built by formula and 300 of every one that has to be trained
 (`icl_interp.testing.known_families`), each judged by the probes of whose claims its family says something.  Rows go to
-DIR as they come; an interrupted draw goes on where it was.  It takes hours on two cores.
+DIR as they come; an interrupted draw goes on where it was, from an empty DIR with what was kept.  It takes hours on two
+cores.  Kept rows have four digits (estimates eight), in files that are only added to; one whose families have changed
+since has to be drawn again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import lzma
 import multiprocessing
 import time
 import traceback
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -34,7 +40,8 @@ T = TypeVar("T")
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 CAUSES = RESULTS / "calibration-causes.json"
-KEPT = 2  # rows of each family that are committed, for a test to see whether they still come out the same
+KEPT = RESULTS / "calibration"  # all rows of both draws
+AGAIN = 2  # rows of each family that a test looks at, whether they still come out the same
 DRAWS = {"choosing": 0, "reporting": 1_000_000}  # the first seed of each
 ROUND = 20  # members of a family before the next one has its turn, so that an unfinished draw has some of all
 
@@ -43,8 +50,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     draw = commands.add_parser("draw", help="judge models")
+    keep = commands.add_parser("keep", help="add what was judged to what is kept")
     report = commands.add_parser("report", help="count, and write what was found")
-    for command in (draw, report):
+    for command in (draw, keep, report):
         command.add_argument("draw", choices=DRAWS)
         command.add_argument("--work", type=Path, required=True, help="folder of rows and trained models")
     draw.add_argument("--models", type=int, default=1_000, help="of a family built by formula")
@@ -53,10 +61,7 @@ def main() -> None:
     draw.add_argument("--processes", type=int, default=2)
     draw.add_argument("--hours", type=float, default=1e3, help="stop after so long")
     arguments = parser.parse_args()
-    if arguments.command == "draw":
-        _draw_all(arguments)
-    else:
-        _report(arguments)
+    {"draw": _draw_all, "keep": _keep, "report": _report}[arguments.command](arguments)
 
 
 def _draw_all(arguments: argparse.Namespace) -> None:
@@ -82,20 +87,20 @@ def _draw_part(arguments: argparse.Namespace, part: int) -> None:
             seeds = range(first + start, first + min(start + ROUND, count))
             if time.monotonic() > until:
                 return
-            _judge(family, seeds, arguments.work / arguments.draw, arguments.work / "trained")
+            _judge(family, seeds, arguments)
 
 
-def _judge(family: Family, seeds: Sequence[int], rows: Path, trained: Path) -> None:
+def _judge(family: Family, seeds: Sequence[int], arguments: argparse.Namespace) -> None:
     """Append what is missing of these members' rows."""
-    path = rows / f"{family.name}.jsonl"
-    done = {json.loads(line)["seed"] for line in _lines(path)}
+    path = _place(arguments, family.name)
+    done = {row["seed"] for row in _rows(arguments, family.name)}
     wanted = [seed for seed in seeds if seed not in done]
     if not wanted:
         return
     started = time.monotonic()
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        for row in examine(family, wanted, folder=trained):
+        for row in examine(family, wanted, folder=arguments.work / "trained"):
             with path.open("a") as file:
                 file.write(dumps(to_data(row), indent=None) + "\n")
     except Exception:  # a family that cannot be built must not keep others from being judged
@@ -103,10 +108,33 @@ def _judge(family: Family, seeds: Sequence[int], rows: Path, trained: Path) -> N
     print(f"{family.name} {len(wanted)} in {time.monotonic() - started:.1f} s", flush=True)
 
 
+def _keep(arguments: argparse.Namespace) -> None:
+    """A further file of rows, short ones."""
+    KEPT.mkdir(exist_ok=True)
+    new = [
+        dumps({"family": name, **_short(json.loads(line))}, indent=None)
+        for name in known_families()
+        for line in _lines(_place(arguments, name))
+    ]
+    path = KEPT / f"{arguments.draw}-{1 + len(_files(arguments.draw)):03d}.jsonl.xz"
+    part = path.with_suffix(".part")
+    with lzma.open(part, "wt", encoding="utf-8") as file:
+        file.writelines(line + "\n" for line in new)
+    part.rename(path)
+    for name in known_families():
+        _place(arguments, name).unlink(missing_ok=True)
+    print(f"{len(new)} rows in {path}")
+
+
+def _short(row: dict[str, Any]) -> dict[str, Any]:
+    for group, digits in (("claims", 4), ("numbers", 8)):
+        for of_one in row[group].values():
+            of_one |= {k: float(f"{v:.{digits}g}") for k, v in of_one.items() if isinstance(v, float)}
+    return row
+
+
 def _report(arguments: argparse.Namespace) -> None:
-    rows = {
-        family: _read(arguments.work / arguments.draw / f"{name}.jsonl") for name, family in known_families().items()
-    }
+    rows = {family: _read(arguments, name) for name, family in known_families().items()}
     rows = {family: of_family for family, of_family in rows.items() if of_family}
     study = Study(
         draw=arguments.draw,
@@ -123,7 +151,7 @@ def _report(arguments: argparse.Namespace) -> None:
     (ROOT / "icl_interp" / "calibration.json").write_text(study_text(study))
     (ROOT / "CALIBRATION.md").write_text(calibration_markdown(study))
     (RESULTS / "calibration.html").write_text(calibration_html(study))
-    first = {family.name: to_data(of_family[:KEPT], tuple[Row, ...]) for family, of_family in rows.items()}
+    first = {family.name: to_data(of_family[:AGAIN], tuple[Row, ...]) for family, of_family in rows.items()}
     (RESULTS / "calibration-rows.json").write_text(dumps(first, indent=None) + "\n")
 
 
@@ -158,8 +186,32 @@ def _lines(path: Path) -> Iterator[str]:
             yield from (line for line in file if line.endswith("\n"))
 
 
-def _read(path: Path) -> list[Row]:
-    return sorted((from_data(Row, json.loads(line)) for line in _lines(path)), key=lambda row: row.seed)
+def _place(arguments: argparse.Namespace, family: str) -> Path:
+    """Where a family's rows go as they come."""
+    return arguments.work / arguments.draw / f"{family}.jsonl"
+
+
+def _rows(arguments: argparse.Namespace, family: str) -> list[dict[str, Any]]:
+    """Those that were kept, then those of this folder."""
+    return _kept(arguments.draw)[family] + [json.loads(line) for line in _lines(_place(arguments, family))]
+
+
+def _files(draw: str) -> list[Path]:
+    return sorted(KEPT.glob(f"{draw}-*.xz"))
+
+
+@cache
+def _kept(draw: str) -> dict[str, list[dict[str, Any]]]:
+    rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for path in _files(draw):
+        with lzma.open(path, "rt", encoding="utf-8") as file:
+            for row in map(json.loads, file):
+                rows[row.pop("family")].append(row)
+    return rows
+
+
+def _read(arguments: argparse.Namespace, family: str) -> list[Row]:
+    return sorted((from_data(Row, row) for row in _rows(arguments, family)), key=lambda row: row.seed)
 
 
 if __name__ == "__main__":
