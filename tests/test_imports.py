@@ -28,6 +28,7 @@ ROOMS = [
     "passes",
     "estimates",
     "circuits",
+    "pruning",
     "manifold",
     "sharing",
     "sharing_effects",

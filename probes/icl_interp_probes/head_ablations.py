@@ -1,16 +1,12 @@
 """What the squared error becomes when heads of a model of any depth are taken away, and how many heads a layer uses.
 
-One head at a time its output, at all positions and before it is summed, becomes zero ("zero"), its mean over prompts,
-position by position ("mean"), or what it is on another prompt ("resample").  Or a layer keeps but one of its heads.
-These are `interventions.zero_ablation`, `mean_ablation` and `resample_ablation` by the pass without hooks, where a head
-of layer l costs the layers after l alone: about H·(n_layers − 1)/2 passes of the whole model.  No probe
-is declared here.
+A head's output becomes zero ("zero"), its mean over prompts, position by position ("mean"), or what it is on another
+prompt ("resample"): `icl_interp.pruning` on a probe's prompts.  No probe is declared here.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import repeat
 from statistics import NormalDist
@@ -19,58 +15,15 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy import special
 from torch import Tensor
 
-from icl_interp.circuits import defined
-from icl_interp.config import ModelConfig
 from icl_interp.estimates import LEVEL, Estimate, propagate
-from icl_interp.passes import head_results, predict_from, read_in, residuals
 from icl_interp.probing import Context
-from icl_interp.tasks import Prompt, Task
-from icl_interp.weights import WEIGHT_NAMES, Weights
+from icl_interp.pruning import Model, Results, ablated_errors, effective_number, nothing
 
 Z = NormalDist().inv_cdf((1 + LEVEL) / 2)  # an interval's half-width in standard errors
 Kind = Literal["zero", "mean", "resample"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-PIECE_NUMBERS = 1_000_000  # of what a layer's heads add, held at once: few, so that they stay near the processor
-
-
-@dataclass(frozen=True, eq=False)
-class Model:
-    """A model's weights in float64, on the context's device, and what is asked of them here."""
-
-    weights: Weights
-    config: ModelConfig
-
-    @classmethod
-    def of(cls, context: Context) -> Model:
-        """The checkpoint's.  Needs WEIGHTS."""
-        return cls(context.weights, context.config)
-
-    def of_heads(self, heads: Sequence[int]) -> Model:
-        """The same model with this one head in each layer, all others gone."""
-        layers = torch.arange(self.config.n_layers)
-        alone = {name: self.weights[name][layers, list(heads)][:, None] for name in WEIGHT_NAMES}
-        return Model({**self.weights, **alone}, dataclasses.replace(self.config, n_heads=1))
-
-    def errors_from(
-        self, stream: Float[Tensor, "batch positions_or_one d_model"], layer: int, prompt: Prompt
-    ) -> Float[Tensor, "batch"]:
-        """Squared errors, means over responses, where `stream` is the residual stream before `layer`.
-
-        Raises:
-            NumericsError: the denominator of an activation is next to zero at some prompt.
-        """
-        prediction = defined(predict_from(self.weights, self.config, stream, layer), prompt, self.config.activation)
-        return (prediction - prompt.y_q).square().mean(-1)
-
-    def pieces(self, context: Context, label: str, n: int, task: Task | None = None) -> Iterator[Prompt]:
-        """`context.chunks`, in pieces that one layer's results have room for."""
-        for chunk in context.chunks(label, n, task=task):
-            numbers = (chunk.length + 1) * self.config.n_heads * self.config.d_model
-            size = max(1, PIECE_NUMBERS // numbers)
-            yield from (chunk[start : start + size] for start in range(0, len(chunk), size))
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,8 +39,8 @@ class Ablations:
         """Measured on n prompts; means and other prompts' outputs are those of n more.  Needs FORWARD and TASK."""
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         replacements = _replacements(context, model, kind, n)
-        for prompt, instead in zip(model.pieces(context, "ablations", n), replacements, strict=False):
-            errors, ablated = _ablated(model, prompt, instead)
+        for prompt, instead in zip(model.pieces(context.chunks("ablations", n)), replacements, strict=False):
+            errors, ablated = ablated_errors(model, prompt, instead)
             parts.append((prompt.y_q.square().mean(-1), errors, ablated - errors))
         return cls(*(torch.cat(part, -1).cpu().numpy() for part in zip(*parts, strict=True)))
 
@@ -97,77 +50,21 @@ class Ablations:
         return self.squares - self.errors
 
 
-# What heads add, layer by layer; axes that are the same throughout may be of length one, and prompts are if they agree.
-Results = Sequence[Float[Tensor, "batch positions heads d_model"]]
-
-
 def _replacements(context: Context, model: Model, kind: Kind, n: int) -> Iterator[Results]:
     """What heads add instead, piece by piece of n prompts; for ever the same but for resampling."""
-    if kind == "resample":
-        yield from (_results(model, prompt) for prompt in model.pieces(context, "reference", n))
-    elif kind == "mean":
-        yield from repeat(_means(context, model, n))
-    else:
-        zero = torch.zeros(1, 1, model.config.n_heads, 1, dtype=torch.float64, device=context.device)
-        yield from repeat([zero] * model.config.n_layers)
+    if kind == "zero":
+        yield from repeat(nothing(model))
+        return
+    others = (model.results(prompt) for prompt in model.pieces(context.chunks("reference", n)))
+    yield from others if kind == "resample" else repeat(_means(others, n))
 
 
-def _results(model: Model, prompt: Prompt) -> Results:
-    streams = residuals(model.weights, model.config, prompt.z)
-    layers = range(model.config.n_layers)
-    return [head_results(model.weights, model.config, stream, at) for at, stream in zip(layers, streams, strict=False)]
-
-
-def _means(context: Context, model: Model, n: int) -> Results:
+def _means(results: Iterator[Results], n: int) -> Results:
     sums = None
-    for prompt in model.pieces(context, "reference", n):
-        added = [results.sum(0, keepdim=True) for results in _results(model, prompt)]
+    for each in results:
+        added = [of_layer.sum(0, keepdim=True) for of_layer in each]
         sums = added if sums is None else [total + more for total, more in zip(sums, added, strict=True)]
     return [total / n for total in sums or []]
-
-
-def _ablated(
-    model: Model, prompt: Prompt, instead: Results
-) -> tuple[Float[Tensor, "batch"], Float[Tensor, "layers heads batch"]]:
-    """Squared errors of the model as it is, and with each head's output replaced."""
-    config, stream = model.config, read_in(model.weights, model.config, prompt.z)
-    ablated: list[Tensor | None] = []
-    for layer in range(config.n_layers):
-        own = head_results(model.weights, config, stream, layer)
-        stream = stream[:, -own.shape[1] :] + own.sum(2)  # past the last layer there is the query alone
-        changes = (instead[layer] - own).unbind(2)
-        ablated += [model.errors_from(stream + each, layer + 1, prompt) if each.any() else None for each in changes]
-    errors = model.errors_from(stream, config.n_layers, prompt)
-    each = torch.stack([errors if of_head is None else of_head for of_head in ablated])
-    return errors, each.reshape(config.n_layers, config.n_heads, -1)
-
-
-def kept_errors(
-    context: Context, model: Model, dominant: Sequence[int], n: int, task: Task | None = None
-) -> tuple[Float[np.ndarray, "prompts"], Float[np.ndarray, "3 prompts"]]:
-    """y_q², and squared errors of the model, of the same with one dominant head in each layer but the first, and of
-    the same with one in each layer, prompt by prompt: the same prompts for all.
-
-    With a `task` they are of another one than the checkpoint's, and where tasks differ in the noise alone, so do their
-    prompts.  Needs FORWARD and TASK.
-    """
-    alone = model.of_heads(dominant)
-    squares, errors = [], []
-    for prompt in model.pieces(context, "pruning", n, task):
-        streams = list(residuals(model.weights, model.config, prompt.z))
-        whole = model.errors_from(streams[-1], model.config.n_layers, prompt)
-        pruned, single = (alone.errors_from(streams[layer], layer, prompt) for layer in (1, 0))
-        squares.append(prompt.y_q.square().mean(-1))
-        errors.append(torch.stack([whole, pruned, single]))
-    return torch.cat(squares).cpu().numpy(), torch.cat(errors, -1).cpu().numpy()
-
-
-def effective_number(worth: Float[np.ndarray, "*draws heads"]) -> Float[np.ndarray, "*draws"]:
-    """exp(−Σ p_h log p_h) of the shares p_h ∝ max(worth, 0); 0 where nothing is worth anything."""
-    worth = np.maximum(worth, 0.0)
-    total = worth.sum(-1, keepdims=True)
-    shares = worth / np.where(total > 0, total, 1.0)
-    return np.where(total[..., 0] > 0, np.exp(special.entr(shares).sum(-1)), 0.0)
 
 
 def heads_in_use(changes: Float[np.ndarray, "heads prompts"], floor: float, seed: int = 0) -> Estimate:

@@ -40,8 +40,9 @@ from icl_interp.probing import (
     ratio_of,
     rounded,
 )
+from icl_interp.pruning import Model, kept_errors
 from icl_interp.tasks import Task
-from icl_interp_probes.head_ablations import KINDS, Ablations, Model, heads_in_use, kept_errors
+from icl_interp_probes.head_ablations import KINDS, Ablations, heads_in_use
 from icl_interp_probes.shown import KEPT, extreme
 
 SOURCE = "arXiv 2408.04532, section 3"
@@ -149,7 +150,7 @@ class HeadUtilizationProbe:
 
     def run(self, context: Context) -> HeadUtilization:
         """Ablate each head on some prompts; keep the dominant ones on others."""
-        n, model = min(context.budget, max(PROMPTS, context.budget // 16)), Model.of(context)
+        n, model = min(context.budget, max(PROMPTS, context.budget // 16)), Model(context.weights, context.config)
         beside = max(n // 4, min(n, FEWEST))
         zero, *others = (Ablations.of(context, model, kind, beside if kind != "zero" else n) for kind in KINDS)
         with np.errstate(over="ignore", invalid="ignore"):  # not finite is an answer here
@@ -182,10 +183,10 @@ class HeadUtilizationProbe:
 
 
 def _kept_alone(context: Context, model: Model, dominant: Sequence[int], n: int) -> dict[str, Any]:
-    """Risks of `MODELS` over levels of noise, and what is lost."""
+    """Risks of `MODELS` over levels of noise, and what is lost; between levels prompts differ in the noise alone."""
     levels, risks, lost = _levels(context.task), [], []
     for _, task in levels:
-        squares, errors = kept_errors(context, model, dominant, n, task)
+        squares, errors = kept_errors(model, context.chunks("pruning", n, task=task), dominant)
         risks.append([mean_of(each) for each in errors])
         lost.append([_lost_part(each - errors[0], squares - errors[0]) for each in errors[1:]])
     return {

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from jaxtyping import Float
 
 import icl_interp as icl
@@ -15,12 +13,13 @@ from icl_interp.config import ModelConfig
 from icl_interp.interventions import mean_ablation, resample_ablation, zero_ablation
 from icl_interp.model import ICLTransformer
 from icl_interp.probing import Context, Estimate, Heatmap, Lines, Outcome, Table, Verdict, run_probe
+from icl_interp.pruning import effective_number
 from icl_interp.records import Run
 from icl_interp.serialization import dumps, to_data
 from icl_interp.tasks import LinearRegression, MultiTaskRegression, Prompt, SparseRegression, Task
 from icl_interp.testing import check_probe, construct_descent
 from icl_interp.weights import initial_weights
-from icl_interp_probes.head_ablations import KINDS, effective_number, heads_in_use
+from icl_interp_probes.head_ablations import KINDS, heads_in_use
 from icl_interp_probes.head_utilization import FEWEST, HeadUtilization, HeadUtilizationProbe
 
 TASK = SparseRegression(4, 2, length=40, noise_var=0.1)
@@ -281,24 +280,6 @@ def test_noise_is_varied_where_the_task_says_how() -> None:
 
 
 # --- How many heads ---------------------------------------------------------------------------------------------------
-
-
-@given(
-    worth=st.lists(st.floats(-1, 1), min_size=1, max_size=8),
-    scale=st.floats(1e-3, 1e3),
-    order=st.randoms(use_true_random=False),
-)
-def test_an_effective_number_counts_heads(worth: list[float], scale: float, order: object) -> None:
-    number = float(effective_number(np.array(worth)))
-    used = sum(value > 0 for value in worth)
-    assert number == 0 if not used else 1 - 1e-9 <= number <= used + 1e-9
-    assert float(effective_number(scale * np.array([*worth[::-1], 0.0, -1.0]))) == pytest.approx(number, rel=1e-6)
-    assert float(effective_number(np.array([*worth, *worth]))) == pytest.approx(2 * number, rel=1e-6)
-
-
-def test_effective_numbers_by_hand() -> None:
-    draws = np.array([[3.0, 3.0, 3.0], [0.0, 2.0, -5.0], [0.5, 0.25, 0.25], [-1.0, 0.0, -2.0]])
-    assert effective_number(draws) == pytest.approx([3.0, 1.0, 2**1.5, 0.0])
 
 
 @pytest.mark.parametrize(
