@@ -1,4 +1,4 @@
-"""Models of any depth with heads taken away, by the pass without hooks: what that costs, prompt by prompt.
+"""Models of any depth with heads taken away, by the pass without hooks: what that costs, and how many heads are in use.
 
 One head at a time its output, at all positions and before it is summed, becomes zero or what else it is to be; or a
 layer keeps but one of its heads.  These are the ablations of `icl_interp.interventions`, where a head of layer l costs
@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -19,10 +20,12 @@ from torch import Tensor
 
 from icl_interp.circuits import defined
 from icl_interp.config import ModelConfig
+from icl_interp.estimates import LEVEL, Estimate, propagate
 from icl_interp.passes import head_results, predict_from, read_in, residuals
 from icl_interp.tasks import Prompt
 from icl_interp.weights import WEIGHT_NAMES, Weights
 
+Z = NormalDist().inv_cdf((1 + LEVEL) / 2)  # an interval's half-width in standard errors
 PIECE_NUMBERS = 1_000_000  # of what a layer's heads add, held at once: few, so that they stay near the processor
 
 # What heads add, layer by layer; axes that are the same throughout may be of length one, and prompts are if they agree.
@@ -113,3 +116,26 @@ def effective_number(worth: Float[np.ndarray, "*draws heads"]) -> Float[np.ndarr
     total = worth.sum(-1, keepdims=True)
     shares = worth / np.where(total > 0, total, 1.0)
     return np.where(total[..., 0] > 0, np.exp(special.entr(shares).sum(-1)), 0.0)
+
+
+def heads_in_use(changes: Float[np.ndarray, "heads prompts"], floor: float, seed: int = 0) -> Estimate:
+    """The effective number of heads by the means of `changes` over prompts, whose errors depend on each other.
+
+    It is 0 where every head is sure to be worth `floor` at most.
+    """
+    heads, n = changes.shape
+    mean, covariance = changes.mean(1), np.cov(changes).reshape(heads, heads) / n if n > 1 else np.full((1, 1), np.nan)
+    if not np.isfinite(covariance).all():
+        return Estimate(float(effective_number(mean)), -np.inf, np.inf, "prompts")
+    if (mean + Z * np.sqrt(covariance.diagonal())).max() <= floor:
+        return Estimate(0.0, 0.0, 0.0, "prompts")
+    variances, directions = np.linalg.eigh(covariance)
+    errors = np.sqrt(variances.clip(0.0)) * directions  # times independent normal numbers: errors of the means
+    found = propagate(
+        lambda normal: effective_number(mean + normal @ errors.T),
+        (np.zeros(heads), np.full(heads, Z)),
+        seed=seed,
+        batched=True,
+        covers="prompts",
+    )
+    return Estimate(found.value, max(found.low, min(found.value, 1.0)), min(found.high, float(heads)), "prompts")

@@ -9,10 +9,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from jaxtyping import Float
 
 from icl_interp.config import ModelConfig
+from icl_interp.estimates import Estimate
 from icl_interp.interventions import zero_ablation
-from icl_interp.pruning import Model, ablated_errors, effective_number, kept_errors, nothing
+from icl_interp.pruning import Model, ablated_errors, effective_number, heads_in_use, kept_errors, nothing
 from icl_interp.records import Run
 from icl_interp.tasks import Prompt, SparseRegression
 from icl_interp.testing import construct_descent
@@ -93,3 +95,31 @@ def test_an_effective_number_counts_heads(worth: list[float], scale: float, orde
 def test_effective_numbers_by_hand() -> None:
     draws = np.array([[3.0, 3.0, 3.0], [0.0, 2.0, -5.0], [0.5, 0.25, 0.25], [-1.0, 0.0, -2.0]])
     assert effective_number(draws) == pytest.approx([3.0, 1.0, 2**1.5, 0.0])
+
+
+@pytest.mark.parametrize(
+    "worth", [[1.0, 1.0, 1.0, 1.0], [1.0, 0.3, 0.1, 0.0], [1.0, 0.0, 0.0, -0.1], [0.5, 0.5, 0.01, -1.0]]
+)
+def test_intervals_of_the_number_of_heads_cover_it(worth: list[float]) -> None:
+    """Errors that heads share, and some of their own."""
+    rng, truth, hits = np.random.default_rng(0), float(effective_number(np.array(worth))), 0
+    for _ in range(200):
+        noise = 2 * rng.standard_normal((4, 400)) + 3 * rng.standard_normal(400)
+        estimate = heads_in_use(np.array(worth)[:, None] + noise, floor=0.0)
+        hits += estimate.low <= truth <= estimate.high
+    assert hits >= 184  # of 200; 95 % would be 190
+
+
+def samples(*means: float) -> Float[np.ndarray, "heads prompts"]:
+    rng = np.random.default_rng(0)
+    return np.array(means)[:, None] + 0.01 * rng.standard_normal((len(means), 500))
+
+
+def test_a_layer_in_which_no_head_matters_uses_none() -> None:
+    assert heads_in_use(samples(0.02, 0.03, -0.5), floor=0.1).high == 0
+    assert heads_in_use(samples(0.02, 0.3), floor=0.1).low >= 1
+    assert heads_in_use(np.zeros((3, 500)), floor=0.0) == Estimate(0.0, 0.0, 0.0, "prompts")
+    assert heads_in_use(samples(1.0), floor=0.1).value == 1
+    one = heads_in_use(samples(0.5, 1.0)[:, :1], floor=0.1)
+    assert (one.low, one.high) == (-np.inf, np.inf)
+    assert 1 < one.value < 2

@@ -1,4 +1,4 @@
-"""What the squared error becomes when heads of a model of any depth are taken away, and how many heads a layer uses.
+"""What the squared error becomes when heads of a model of any depth are taken away.
 
 A head's output becomes zero ("zero"), its mean over prompts, position by position ("mean"), or what it is on another
 prompt ("resample"): `icl_interp.pruning` on a probe's prompts.  No probe is declared here.
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import repeat
-from statistics import NormalDist
 from typing import Literal, get_args
 
 import numpy as np
@@ -17,11 +16,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from icl_interp.estimates import LEVEL, Estimate, propagate
 from icl_interp.probing import Context
-from icl_interp.pruning import Model, Results, ablated_errors, effective_number, nothing
+from icl_interp.pruning import Model, Results, ablated_errors, nothing
 
-Z = NormalDist().inv_cdf((1 + LEVEL) / 2)  # an interval's half-width in standard errors
 Kind = Literal["zero", "mean", "resample"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -65,26 +62,3 @@ def _means(results: Iterator[Results], n: int) -> Results:
         added = [of_layer.sum(0, keepdim=True) for of_layer in each]
         sums = added if sums is None else [total + more for total, more in zip(sums, added, strict=True)]
     return [total / n for total in sums or []]
-
-
-def heads_in_use(changes: Float[np.ndarray, "heads prompts"], floor: float, seed: int = 0) -> Estimate:
-    """The effective number of heads by the means of `changes` over prompts, whose errors depend on each other.
-
-    It is 0 where every head is sure to be worth `floor` at most.
-    """
-    heads, n = changes.shape
-    mean, covariance = changes.mean(1), np.cov(changes).reshape(heads, heads) / n if n > 1 else np.full((1, 1), np.nan)
-    if not np.isfinite(covariance).all():
-        return Estimate(float(effective_number(mean)), -np.inf, np.inf, "prompts")
-    if (mean + Z * np.sqrt(covariance.diagonal())).max() <= floor:
-        return Estimate(0.0, 0.0, 0.0, "prompts")
-    variances, directions = np.linalg.eigh(covariance)
-    errors = np.sqrt(variances.clip(0.0)) * directions  # times independent normal numbers: errors of the means
-    found = propagate(
-        lambda normal: effective_number(mean + normal @ errors.T),
-        (np.zeros(heads), np.full(heads, Z)),
-        seed=seed,
-        batched=True,
-        covers="prompts",
-    )
-    return Estimate(found.value, max(found.low, min(found.value, 1.0)), min(found.high, float(heads)), "prompts")

@@ -40,9 +40,9 @@ from icl_interp.probing import (
     ratio_of,
     rounded,
 )
-from icl_interp.pruning import Model, kept_errors
+from icl_interp.pruning import Model, heads_in_use, kept_errors
 from icl_interp.tasks import Task
-from icl_interp_probes.head_ablations import KINDS, Ablations, heads_in_use
+from icl_interp_probes.head_ablations import KINDS, Ablations
 from icl_interp_probes.shown import KEPT, extreme
 
 SOURCE = "arXiv 2408.04532, section 3"

@@ -6,20 +6,18 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from jaxtyping import Float
 
 import icl_interp as icl
 from icl_interp.config import ModelConfig
 from icl_interp.interventions import mean_ablation, resample_ablation, zero_ablation
 from icl_interp.model import ICLTransformer
-from icl_interp.probing import Context, Estimate, Heatmap, Lines, Outcome, Table, Verdict, run_probe
-from icl_interp.pruning import effective_number
+from icl_interp.probing import Context, Heatmap, Lines, Outcome, Table, Verdict, run_probe
 from icl_interp.records import Run
 from icl_interp.serialization import dumps, to_data
 from icl_interp.tasks import LinearRegression, MultiTaskRegression, Prompt, SparseRegression, Task
 from icl_interp.testing import check_probe, construct_descent
 from icl_interp.weights import initial_weights
-from icl_interp_probes.head_ablations import KINDS, heads_in_use
+from icl_interp_probes.head_ablations import KINDS
 from icl_interp_probes.head_utilization import FEWEST, HeadUtilization, HeadUtilizationProbe
 
 TASK = SparseRegression(4, 2, length=40, noise_var=0.1)
@@ -277,37 +275,6 @@ def test_noise_is_varied_where_the_task_says_how() -> None:
     assert noiseless.own == 0
     linear, _ = analyzed(construct_descent(LinearRegression(3, 20, 0.5), preprocessed=False, heads=2), 200)
     assert linear.noise_vars == (0.0, 0.125, 0.5, 2.0)
-
-
-# --- How many heads ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "worth", [[1.0, 1.0, 1.0, 1.0], [1.0, 0.3, 0.1, 0.0], [1.0, 0.0, 0.0, -0.1], [0.5, 0.5, 0.01, -1.0]]
-)
-def test_intervals_of_the_number_of_heads_cover_it(worth: list[float]) -> None:
-    """Errors that heads share, and some of their own."""
-    rng, truth, hits = np.random.default_rng(0), float(effective_number(np.array(worth))), 0
-    for _ in range(200):
-        noise = 2 * rng.standard_normal((4, 400)) + 3 * rng.standard_normal(400)
-        estimate = heads_in_use(np.array(worth)[:, None] + noise, floor=0.0)
-        hits += estimate.low <= truth <= estimate.high
-    assert hits >= 184  # of 200; 95 % would be 190
-
-
-def samples(*means: float) -> Float[np.ndarray, "heads prompts"]:
-    rng = np.random.default_rng(0)
-    return np.array(means)[:, None] + 0.01 * rng.standard_normal((len(means), 500))
-
-
-def test_a_layer_in_which_no_head_matters_uses_none() -> None:
-    assert heads_in_use(samples(0.02, 0.03, -0.5), floor=0.1).high == 0
-    assert heads_in_use(samples(0.02, 0.3), floor=0.1).low >= 1
-    assert heads_in_use(np.zeros((3, 500)), floor=0.0) == Estimate(0.0, 0.0, 0.0, "prompts")
-    assert heads_in_use(samples(1.0), floor=0.1).value == 1
-    one = heads_in_use(samples(0.5, 1.0)[:, :1], floor=0.1)
-    assert (one.low, one.high) == (-np.inf, np.inf)
-    assert 1 < one.value < 2
 
 
 # --- What is shown ----------------------------------------------------------------------------------------------------
