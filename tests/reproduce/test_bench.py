@@ -131,6 +131,8 @@ def test_the_trainings_are_the_papers(schedule):
     known = trainings(schedule)
     assert {f"h{heads}" for heads in HEADS} | {f"kms-{rho:g}" for rho in RHOS} | {"linear", "same-sign"} <= known.keys()
     for name, configs in known.items():
+        if name.startswith("sparse-"):  # of another paper
+            continue
         assert {(c.optimizer, c.lr) for c in configs} == {("adam", 1e-3)}
         assert len({c.seed for c in configs}) == len(configs)
         if not name.startswith("map-"):
@@ -139,6 +141,17 @@ def test_the_trainings_are_the_papers(schedule):
         if not name.startswith(("map-", "two-tasks-")):
             assert {(c.task.dim, c.task.length, c.task.noise_var) for c in configs} == {(5, 40, 0.1)}
     assert schedule.whole == (schedule.steps == PAPER_STEPS)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=lambda schedule: schedule.name)
+def test_the_deep_trainings(schedule):
+    for heads in schedule.sparse_heads:
+        configs = trainings(schedule)[f"sparse-h{heads}"]
+        assert [c.seed for c in configs] == list(range(schedule.sparse_seeds))
+        for c in configs:
+            assert (c.task, c.steps, c.schedule) == (schedule.sparse, schedule.sparse_steps, "cosine")
+            assert (c.model.n_layers, c.model.n_heads, c.model.scratch) == (3, heads, c.task.dim)
+    assert schedule.whole_sparse == schedule.whole
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=lambda schedule: schedule.name)

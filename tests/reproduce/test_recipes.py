@@ -35,7 +35,8 @@ def own_recipes(monkeypatch):
 
 
 def test_all_of_the_paper_is_there_in_its_order():
-    rest = ["same-sign", "superposition-map", "theorem-4.2"]
+    sparse = ["sparse-heads", "sparse-probing", "sparse-pruning", "sparse-risk"]
+    rest = ["same-sign", *sparse, "superposition-map", "theorem-4.2"]
     assert list(recipes()) == [*FIGURES, "table-1", "table-2", *rest]
 
 
