@@ -42,7 +42,7 @@ def untrained(**options: object) -> Run:
         untrained(),
         untrained(activation="linear", activation_scale=0.1, layer_norm=True),
         untrained(mask="strict_causal"),
-        construct_descent(TASK, heads=5, perturbation=0.0),  # heads that write nothing
+        construct_descent(TASK, n_heads=5, perturbation=0.0),  # heads that write nothing
     ],
     ids=["softmax", "linear", "causal", "idle"],
 )
@@ -65,7 +65,7 @@ def test_what_is_put_in_place_of_itself_changes_nothing() -> None:
 
 def test_pieces_are_all_prompts_and_keeping_is_keeping() -> None:
     """A construction needs one head a later layer, and all of the first one."""
-    run = construct_descent(TASK, steps=2, rate=0.02, heads=6)
+    run = construct_descent(TASK, steps=2, rate=0.02, n_heads=6)
     model, many = model_of(run), prompts(3_000)
     pieces = list(model.pieces([many]))
     assert len(pieces) > 1

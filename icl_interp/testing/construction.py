@@ -29,7 +29,7 @@ def construct_descent(
     steps: int = 2,
     rate: float | None = None,
     preprocessed: bool = True,
-    heads: int | None = None,
+    n_heads: int | None = None,
     width: int | None = None,
     perturbation: float = 0.0,
     seed: int = 0,
@@ -41,7 +41,7 @@ def construct_descent(
         steps: of gradient descent, a layer each; preprocessing takes one before.
         rate: the step size, the same for all prompts; None means one with which nearly all prompts descend.
         preprocessed: whether the descent is on x̃, or on x.
-        heads: in each layer; None means d where covariates are preprocessed (one a coordinate), else 1.  Those that
+        n_heads: in each layer; None means d where covariates are preprocessed (one a coordinate), else 1.  Those that
             are left over do nothing.
         width: of a read-in that turns the residual stream into a random direction; None means none.
         perturbation: Gaussian noise on every weight, relative to the root of the mean square of its tensor.
@@ -54,8 +54,8 @@ def construct_descent(
     check_positive("perturbation", perturbation, zero=True)
     d = task.dim
     needed = d if preprocessed else 1
-    n_heads = needed if heads is None else heads
-    check_count("heads", n_heads, minimum=needed)
+    n_heads = needed if n_heads is None else n_heads
+    check_count("n_heads", n_heads, minimum=needed)
     rate = _safe_rate(task, preprocessed) if rate is None else rate
     check_positive("rate", rate)
     config = ModelConfig(

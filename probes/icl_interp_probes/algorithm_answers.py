@@ -5,7 +5,6 @@ No probe is declared here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from icl_interp.errors import NumericsError
 from icl_interp.estimators import Predictor
-from icl_interp.probing import Context, Estimate, mean_of, ratio_of, rounded
+from icl_interp.probing import Context, Estimate, mean_of, ratio_of
 from icl_interp.tasks import Prompt
 from icl_interp_probes.known_algorithms import (
     DEAR,
@@ -28,33 +27,9 @@ from icl_interp_probes.known_algorithms import (
     steepness,
 )
 from icl_interp_probes.prompt_kinds import Kind
-from icl_interp_probes.shown import KEPT, extreme
+from icl_interp_probes.shown import extreme
 
 Each = Float[np.ndarray, "prompts"]
-
-
-@dataclass(frozen=True, eq=False)
-class Intervals:
-    """Estimates over prompts in a table: values and ends of their 95 % intervals; NaN and ±∞ where not defined."""
-
-    value: Float[np.ndarray, "rows columns"]
-    low: Float[np.ndarray, "rows columns"]
-    high: Float[np.ndarray, "rows columns"]
-
-    @classmethod
-    def of(cls, rows: Sequence[Sequence[Estimate]]) -> Intervals:
-        """Of a table of estimates."""
-        ends = ("value", "low", "high")
-        return cls(*(rounded([[getattr(estimate, end) for estimate in row] for row in rows], KEPT) for end in ends))
-
-    def at(self, row: int, column: int) -> Estimate:
-        """One of them."""
-        value, low, high = (part[row, column].item() for part in (self.value, self.low, self.high))
-        return Estimate(value, low, high, "prompts")
-
-    def row(self, row: int) -> tuple[Estimate, ...]:
-        """All of a row."""
-        return tuple(self.at(row, column) for column in range(self.value.shape[1]))
 
 
 @dataclass(frozen=True, eq=False)

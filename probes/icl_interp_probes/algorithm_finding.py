@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float
 
 from icl_interp.probing import Bars, Block, Cell, Context, Estimate, Heatmap, Lines, Table, Text, levelled
-from icl_interp_probes.algorithm_answers import Intervals
 from icl_interp_probes.known_algorithms import BAYES, BOUND, DEAR, ORDINARY, PLAIN, PREPROCESSED, RIDGE, STEPS
+from icl_interp_probes.shown import Intervals
 
 MODEL, ZERO = "model", "predicting zero"
 LADDER = (RIDGE, PLAIN, PREPROCESSED, BAYES)  # on the first screen
@@ -125,7 +125,7 @@ def _summary(result: AlgorithmMatch) -> Table:
     best = dict(zip(result.families, result.best, strict=True))
     shown = [family for family in LADDER if family in best]
     return Table(
-        ("", "which", _excess(result), "distance to the model"),
+        ("predictor", "which", _excess(result), "distance to the model"),
         (
             (MODEL, None, excess[MODEL], None),
             ("nearest algorithm", result.named(result.winner), None, result.distance.at(0, result.winner)),

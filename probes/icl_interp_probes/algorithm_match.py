@@ -37,7 +37,7 @@ from icl_interp.probing import (
     rounded,
 )
 from icl_interp.tasks import Prompt
-from icl_interp_probes.algorithm_answers import Answers, Intervals
+from icl_interp_probes.algorithm_answers import Answers
 from icl_interp_probes.algorithm_finding import AlgorithmMatch, Sizes, shown
 from icl_interp_probes.known_algorithms import (
     PLAIN,
@@ -54,7 +54,7 @@ from icl_interp_probes.known_algorithms import (
     steepness,
 )
 from icl_interp_probes.prompt_kinds import kinds, noiseless
-from icl_interp_probes.shown import extreme
+from icl_interp_probes.shown import Intervals, extreme
 
 _NOWHERE = "the model has no predictions on prompts like the training's: "
 SOURCE = "arXiv 2408.04532"

@@ -43,7 +43,7 @@ from icl_interp.probing import (
 from icl_interp.pruning import Model, heads_in_use, kept_errors
 from icl_interp.tasks import Task
 from icl_interp_probes.head_ablations import KINDS, Ablations
-from icl_interp_probes.shown import KEPT, extreme
+from icl_interp_probes.shown import Intervals, extreme
 
 SOURCE = "arXiv 2408.04532, section 3"
 PROMPTS = 4_096  # or a sixteenth of what other measurements take where that is more
@@ -75,26 +75,6 @@ WORSE = Threshold(
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
-    """Numbers with their 95 % intervals over prompts."""
-
-    value: Float[np.ndarray, "*shape"]
-    low: Float[np.ndarray, "*shape"]
-    high: Float[np.ndarray, "*shape"]
-
-    @classmethod
-    def of(cls, estimates: Sequence[Any]) -> Measured:
-        """Of estimates, in lists of lists."""
-        whole = np.array(estimates, dtype=object)
-        ends = (rounded([getattr(each, end) for each in whole.flat], KEPT) for end in ("value", "low", "high"))
-        return cls(*(numbers.reshape(whole.shape) for numbers in ends))
-
-    def at(self, *index: int) -> Estimate:
-        """One of them."""
-        return Estimate(*(float(part[index]) for part in (self.value, self.low, self.high)), covers="prompts")
-
-
-@dataclass(frozen=True, eq=False)
 class HeadUtilization:
     """What heads are worth, one at a time and together.
 
@@ -112,14 +92,14 @@ class HeadUtilization:
         seed: of the prompts.
     """
 
-    changes: Measured
-    effective: Measured
+    changes: Intervals
+    effective: Intervals
     explained: Estimate
     dominant: tuple[int, ...]
     noise_vars: tuple[float | None, ...]
     own: int
-    risks: Measured
-    lost: Measured
+    risks: Intervals
+    lost: Intervals
     prompts: int
     beside: int
     seed: int
@@ -157,8 +137,8 @@ class HeadUtilizationProbe:
             explained, dominant = mean_of(zero.explained), zero.changes.mean(-1).argmax(-1).tolist()
             changes, floor = [kind.changes for kind in (zero, *others)], MATTERS * explained.value
             return HeadUtilization(
-                changes=Measured.of([[[mean_of(head) for head in layer] for layer in kind] for kind in changes]),
-                effective=Measured.of(
+                changes=Intervals.of([[[mean_of(head) for head in layer] for layer in kind] for kind in changes]),
+                effective=Intervals.of(
                     [[heads_in_use(layer, floor, context.seed) for layer in kind] for kind in changes]
                 ),
                 explained=explained,
@@ -192,8 +172,8 @@ def _kept_alone(context: Context, model: Model, dominant: Sequence[int], n: int)
     return {
         "noise_vars": tuple(noise_var for noise_var, _ in levels),
         "own": [task is None for _, task in levels].index(True),
-        "risks": Measured.of(risks),
-        "lost": Measured.of(lost),
+        "risks": Intervals.of(risks),
+        "lost": Intervals.of(lost),
     }
 
 

@@ -284,7 +284,7 @@ def _distances(reading: Reading, how: str) -> Table:
         ("after layer", "risk", *FAMILIES, "nearest"),
         tuple(_row(reading, layer) for layer in range(len(reading.risk))),
         alt=f"Distance of what is read by {how} after each layer from each family of algorithms, and the nearest one.",
-        title=f"Which algorithm is it?  Read by {how}: distance from each family",
+        title=f"Which algorithm is it, by {how}?",
     )
 
 

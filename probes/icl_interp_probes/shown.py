@@ -4,11 +4,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from icl_interp.probing import Context, Estimate, Need
+import numpy as np
+from jaxtyping import Float
+
+from icl_interp.probing import Context, Estimate, Need, rounded
 
 KEPT = 6  # digits of a result, more than a verdict needs: it is a part of every report
 UNKNOWN = "?"  # every head's role where the task is not known
+
+
+@dataclass(frozen=True, eq=False)
+class Intervals:
+    """Estimates over prompts: values and ends of their 95 % intervals; NaN and ±∞ where not defined."""
+
+    value: Float[np.ndarray, "*shape"]
+    low: Float[np.ndarray, "*shape"]
+    high: Float[np.ndarray, "*shape"]
+
+    @classmethod
+    def of(cls, estimates: Sequence[Any]) -> Intervals:
+        """Of estimates, in lists of lists."""
+        whole = np.array(estimates, dtype=object)
+        ends = (rounded([getattr(each, end) for each in whole.flat], KEPT) for end in ("value", "low", "high"))
+        return cls(*(numbers.reshape(whole.shape) for numbers in ends))
+
+    def at(self, *index: int) -> Estimate:
+        """One of them."""
+        return Estimate(*(float(part[index]) for part in (self.value, self.low, self.high)), covers="prompts")
+
+    def row(self, row: int) -> tuple[Estimate, ...]:
+        """All of a row of a table."""
+        return tuple(self.at(row, column) for column in range(self.value.shape[1]))
 
 
 def roles_of(context: Context) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ PALETTE = ("#0072b2", "#d55e00", "#00936b", "#b8609a", "#7a6fd0", "#9a7400", "#7
 DASHES = ("solid", "dash", "dot", "dashdot")
 CURVE_POINTS = 1_000  # more than a screen has pixels for
 NAMED_POINTS = 20
-LABELS = 12  # along an axis of a heat map
+LABELS = 12  # along an axis
 
 
 def figure(block: Block) -> Figure | None:
@@ -70,6 +70,8 @@ def _(block: Lines) -> Figure:
     layout |= {"hovermode": "x unified", "showlegend": len(block.names) > 1}
     if block.log_x:
         layout["xaxis"] |= {"type": "log", "dtick": 1}
+    if len(at) <= LABELS:
+        layout["xaxis"]["tickvals"] = x
     return {"data": traces, "layout": layout}
 
 

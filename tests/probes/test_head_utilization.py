@@ -87,12 +87,12 @@ def test_a_model_that_preprocesses_and_then_descends(perturbation: float) -> Non
 
 
 def test_a_descent_on_covariates_as_they_are_needs_one_head() -> None:
-    run = construct_descent(TASK, preprocessed=False, heads=4, width=12, perturbation=0.01)
+    run = construct_descent(TASK, preprocessed=False, n_heads=4, width=12, perturbation=0.01)
     assert statuses(run) == {FIRST: "fails", LATER: "holds", PRUNED: "holds", SINGLE: "fails"}
 
 
 def test_half_of_the_first_layers_heads_may_be_idle() -> None:
-    assert statuses(construct_descent(TASK, steps=1, heads=8, width=12)) == PREPROCESSES | {FIRST: "fails"}
+    assert statuses(construct_descent(TASK, steps=1, n_heads=8, width=12)) == PREPROCESSES | {FIRST: "fails"}
 
 
 @pytest.mark.parametrize(("parts", "number"), [([(0, 1), (2, 3)], 2.0), ([(0,), (1,), (2,), (3,)], 4.0)])
@@ -112,7 +112,7 @@ def test_heads_that_share_a_later_step_are_not_one(parts: Sequence[Sequence[int]
 
 def test_layers_that_do_nothing_use_no_head_and_are_left_out_of_the_picture() -> None:
     """The descent is all in the first layer, the last adds nothing."""
-    run = construct_descent(TASK, steps=2, preprocessed=False, heads=2)
+    run = construct_descent(TASK, steps=2, preprocessed=False, n_heads=2)
     run.weights["W_O"][1] = 0
     found, verdicts = analyzed(run)
     assert found.effective.value[0].tolist() == [1.0, 0.0]
@@ -136,7 +136,7 @@ def test_a_model_that_explains_nothing_has_nothing_to_lose() -> None:
 def test_one_head_a_layer_and_one_layer_have_nothing_to_prune() -> None:
     one_head = construct_descent(TASK, preprocessed=False)
     assert statuses(one_head, FEWEST) == dict.fromkeys(CLAIMS, "not_applicable")
-    one_layer = construct_descent(TASK, steps=1, preprocessed=False, heads=4)
+    one_layer = construct_descent(TASK, steps=1, preprocessed=False, n_heads=4)
     assert statuses(one_layer, FEWEST) == {
         FIRST: "fails",
         LATER: "not_applicable",
@@ -148,7 +148,7 @@ def test_one_head_a_layer_and_one_layer_have_nothing_to_prune() -> None:
 @pytest.mark.parametrize("budget", [1, 8, FEWEST - 1])
 def test_too_few_prompts_are_inconclusive(budget: int) -> None:
     for preprocessed in (True, False):
-        run = construct_descent(TASK, steps=1 + (not preprocessed), rate=0.1, preprocessed=preprocessed, heads=4)
+        run = construct_descent(TASK, steps=1 + (not preprocessed), rate=0.1, preprocessed=preprocessed, n_heads=4)
         assert set(statuses(run, budget).values()) <= {"inconclusive", "not_applicable"}
 
 
@@ -236,7 +236,7 @@ def test_what_is_kept_is_all_but_what_is_zeroed(name: str) -> None:
 
 
 def test_dominant_heads_are_those_of_the_construction() -> None:
-    run = construct_descent(TASK, steps=2, rate=0.1, heads=6)
+    run = construct_descent(TASK, steps=2, rate=0.1, n_heads=6)
     found, _ = analyzed(run, 300)
     for layer in (1, 2):
         assert found.dominant[layer] == run.weights["W_O"][layer].flatten(1).any(1).nonzero().item()
@@ -273,7 +273,7 @@ def test_noise_is_varied_where_the_task_says_how() -> None:
     noiseless, _ = analyzed(construct_descent(dataclasses.replace(TASK, noise_var=0.0), steps=1), 200)
     assert noiseless.noise_vars == (0.0, 0.0625, 0.25, 1.0)
     assert noiseless.own == 0
-    linear, _ = analyzed(construct_descent(LinearRegression(3, 20, 0.5), preprocessed=False, heads=2), 200)
+    linear, _ = analyzed(construct_descent(LinearRegression(3, 20, 0.5), preprocessed=False, n_heads=2), 200)
     assert linear.noise_vars == (0.0, 0.125, 0.5, 2.0)
 
 

@@ -101,7 +101,7 @@ def test_a_probe_reads_the_construction_as_it_reads_the_algorithm() -> None:
 
 @pytest.mark.parametrize(("steps", "perturbation"), [(2, 0.0), (3, 0.01)])
 def test_plain_descent_is_told_apart(steps: int, perturbation: float) -> None:
-    run = construct_descent(TASK, steps=steps, preprocessed=False, heads=3, width=12, perturbation=perturbation)
+    run = construct_descent(TASK, steps=steps, preprocessed=False, n_heads=3, width=12, perturbation=perturbation)
     found, statuses = analyzed(run)
     assert statuses == dict.fromkeys(CLAIMS, "fails")
     assert explained(found, 1)[WEIGHED] == pytest.approx(1 / 5, abs=0.08)  # Σ x̃ is one of d directions

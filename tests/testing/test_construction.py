@@ -34,7 +34,7 @@ def test_it_is_exact(task, steps, preprocessed, idle, wider, seed):
     heads = (task.dim if preprocessed else 1) + idle
     width = None if wider is None else (2 if preprocessed else 1) * task.dim + 1 + wider
     how = {"steps": steps, "preprocessed": preprocessed}
-    run = construct_descent(task, **how, rate=0.125, heads=heads, width=width, seed=seed)
+    run = construct_descent(task, **how, rate=0.125, n_heads=heads, width=width, seed=seed)
     prompt = prompts(task)
     expected = GradientSteps(**how, rate=0.125, relative=False)(prompt)
     apart = (predictions(run, prompt) - expected).abs().max()

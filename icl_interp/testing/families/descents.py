@@ -149,7 +149,7 @@ def _descent(
         steps=steps,
         rate=rate,
         preprocessed=preprocessed,
-        heads=heads,
+        n_heads=heads,
         width=int(rng.integers(widest, 2 * widest)) if rng.integers(2) else None,
         perturbation=perturbation,
         seed=int(rng.integers(2**31)),
