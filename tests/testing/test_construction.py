@@ -31,12 +31,12 @@ def prompts(task, n=200, seed=1):
     seed=st.integers(0, 99),
 )
 def test_it_is_exact(task, steps, preprocessed, idle, wider, seed):
-    heads = (task.dim if preprocessed else 1) + idle
+    n_heads = (task.dim if preprocessed else 1) + idle
     width = None if wider is None else (2 if preprocessed else 1) * task.dim + 1 + wider
     how = {"steps": steps, "preprocessed": preprocessed}
-    run = construct_descent(task, **how, rate=0.125, n_heads=heads, width=width, seed=seed)
+    run = construct_descent(task, **how, rate=0.02, n_heads=n_heads, width=width, seed=seed)
     prompt = prompts(task)
-    expected = GradientSteps(**how, rate=0.125, relative=False)(prompt)
+    expected = GradientSteps(**how, rate=0.02, relative=False)(prompt)
     apart = (predictions(run, prompt) - expected).abs().max()
     assert apart < 1e-6 * expected.abs().max()  # of weights in float32
     assert run.model_config.n_layers == steps + preprocessed
@@ -73,7 +73,7 @@ def test_a_perturbation_has_the_size_that_it_says():
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"heads": 4}, "heads must be a whole number ≥ 5, got 4"),
+        ({"n_heads": 4}, "n_heads must be a whole number ≥ 5, got 4"),
         ({"steps": 0}, "steps must be a whole number ≥ 1, got 0"),
         ({"rate": -1.0}, "rate must be a finite number > 0, got -1.0"),
         ({"width": 10}, "width must be at least 11, which the stream takes, got 10"),
