@@ -148,7 +148,8 @@ def _values(
 def _project(
     x: Float[Tensor, "batch positions d_model"], W: Float[Tensor, "heads d_model d_head"]
 ) -> Float[Tensor, "batch heads positions d_head"]:
-    return einsum(x, W, "batch pos d_model, head d_model d_head -> batch head pos d_head")
+    # In order, for products of many small matrices to be fast.
+    return einsum(x, W, "batch pos d_model, head d_model d_head -> batch head pos d_head").contiguous()
 
 
 def _attend(

@@ -57,14 +57,13 @@ _RULES: dict[str, tuple[Callable[[Any], Any], str]] = {
 
 def _checked(formula: Callable[P, R]) -> Callable[P, R]:
     """Hold every argument of `formula` that has a rule against it."""
-    signature = inspect.signature(formula)
+    names = tuple(inspect.signature(formula).parameters)
 
     @wraps(formula)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-        for name, value in signature.bind(*args, **kwargs).arguments.items():
-            accepts, wanted = _RULES.get(name, (lambda _: True, ""))
-            if not accepts(value):
-                raise ValueError(f"{name} must be {wanted}; got {value!r}")
+        for name, value in (*zip(names, args, strict=False), *kwargs.items()):  # too many are the formula's to refuse
+            if name in _RULES and not _RULES[name][0](value):
+                raise ValueError(f"{name} must be {_RULES[name][1]}; got {value!r}")
         return formula(*args, **kwargs)
 
     return checked

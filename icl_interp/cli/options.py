@@ -141,7 +141,7 @@ def _add_reproduce(known: argparse._SubParsersAction[argparse.ArgumentParser]) -
     reproduce = _command(
         known,
         "reproduce",
-        "make the figures and tables of arXiv 2503.12734 again, its numbers beside ours, as one page",
+        "make the figures and tables of arXiv 2503.12734 and 2408.04532 again, their numbers beside ours, as one page",
         "icl-interp reproduce --list\nicl-interp reproduce figure-4 table-1\nicl-interp reproduce all --schedule paper",
     )
     reproduce.add_argument("names", nargs="*", metavar="NAME", help="figure-1, table-1, … as --list has them; or all")

@@ -1,4 +1,4 @@
-"""The paper done again (arXiv 2503.12734): each figure and table by name, the paper's numbers beside ours.
+"""Papers done again (arXiv 2503.12734, 2408.04532): each figure and table by name, their numbers beside ours.
 
     bench = Bench("runs/reproduce", "quick")
     found = list(reproduce(["figure-6", "table-1"], bench))

@@ -35,7 +35,7 @@ def gallery_markdown(reproductions: Sequence[Reproduction]) -> str:
         for each in reproductions
         for c in each.claims
     ]
-    parts = ["# The figures and tables of arXiv 2503.12734, done again", table(columns, rows)]
+    parts = ["# Figures and tables of arXiv 2503.12734 and 2408.04532, done again", table(columns, rows)]
     for each in reproductions:
         parts += [f"## {escape(called(each.name))}: {escape(brief(each.title))}", *_reproduction(each)]
     return "\n\n".join(parts) + "\n"

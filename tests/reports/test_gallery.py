@@ -118,7 +118,7 @@ def test_what_a_figure_takes(tmp_path):
 def test_markdown():
     document = gallery_markdown([entry("figure-1"), entry("figure-9", claims=(), blocks=(), failure="no *luck*")])
     assert document.startswith(
-        "# The figures and tables of arXiv 2503.12734, done again\n\n| figure | the paper says |"
+        "# Figures and tables of arXiv 2503.12734 and 2408.04532, done again\n\n| figure | the paper says |"
     )
     assert "| Figure 1 | words differs | words | 1.50 \\[1.00, 2.50\\] | differs |" in document
     assert "## Figure 9: words\n\nIn the paper: words.\n\n*failed*: no \\*luck\\*" in document
@@ -162,7 +162,7 @@ def test_figures_are_drawn_when_the_reader_comes_near(browser, page_file):
     page.keyboard.press("Home")
     assert [sliders.nth(i).get_attribute("aria-valuetext") for i in range(2)] == ["1", "1"]
     assert said == []
-    assert page.title() == "arXiv 2503.12734, done again · icl-interp"
+    assert page.title() == "Papers, done again · icl-interp"
     context.close()
 
 
