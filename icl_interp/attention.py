@@ -93,7 +93,7 @@ def head_outputs(
     weigh: Weigh = softmax_weights,
 ) -> Float[Tensor, "batch queries heads out"]:
     """What each head adds to each query.  Keep only the rows of OV that are wanted: `out` is whatever they are."""
-    # einsum leaves prompts innermost, and products of many small matrices that are laid out so take several times as long.
+    # einsum leaves prompts innermost; products of many small matrices that are laid out so take several times as long.
     asks = einsum(KQ, queries, "head key query, batch q query -> batch head q key").contiguous()
     scores = einsum(asks, keys, "batch head q d, batch k d -> batch head q k")
     read = einsum(weigh(scores, allowed), keys, "batch head q k, batch k d -> batch q head d")
