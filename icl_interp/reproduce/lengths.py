@@ -32,6 +32,7 @@ FALLS = Threshold("the risk of more demonstrations has to be less", high=0.0)
 
 Key = TypeVar("Key", bound=Hashable)
 Errors = dict[str, Float[np.ndarray, "lengths prompts"]]
+Bounds = Float[np.ndarray, "curves points"]
 
 
 def count(bench: Bench, part: int = PART) -> int:
@@ -95,12 +96,18 @@ def falling(errors: Errors, claim: str) -> Claim:
     )
 
 
+def bands(curves: Sequence[Sequence[Estimate]]) -> tuple[Bounds, Bounds, Bounds]:
+    """Values of curves and the ends of their intervals, as `Lines` takes them."""
+    value, low, high = (
+        rounded(np.array([[getattr(each, end) for each in curve] for curve in curves]))
+        for end in ("value", "low", "high")
+    )
+    return value, low, high
+
+
 def lines_drawn(errors: Errors, title: str, what: str) -> Lines:
     """The risks over `LENGTHS`, with their intervals."""
-    risks = [[mean_of(row) for row in rows] for rows in errors.values()]
-    value, low, high = (
-        rounded(np.array([[getattr(each, end) for each in row] for row in risks])) for end in ("value", "low", "high")
-    )
+    value, low, high = bands([[mean_of(row) for row in rows] for rows in errors.values()])
     return Lines(
         np.array(LENGTHS, dtype=float),
         value,

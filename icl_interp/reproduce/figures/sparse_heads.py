@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from icl_interp.probing import Estimate, Heatmap, Lines, Table, Text, Threshold, levelled, mean_of, ratio_of, rounded
+from icl_interp.probing import Estimate, Heatmap, Lines, Table, Text, Threshold, levelled, mean_of, ratio_of
 from icl_interp.pruning import Model, ablated_errors, heads_in_use, kept_errors, nothing
 from icl_interp.records import Run
 from icl_interp.reproduce.bench import Bench
@@ -33,7 +33,7 @@ from icl_interp.reproduce.deep_readings import (
     predictor,
     ridge,
 )
-from icl_interp.reproduce.lengths import count
+from icl_interp.reproduce.lengths import bands, count
 from icl_interp.reproduce.recipes import Made, recipe
 from icl_interp.reproduce.results import Claim, compare
 from icl_interp.tasks import SparseRegression
@@ -194,10 +194,7 @@ def _risks_drawn(own: dict[int, np.ndarray], algorithms: Errors) -> Lines:
     """Against the number of heads; algorithms have none, and are level."""
     shown = [RIDGE, *(_best(algorithms, family) for family in (PLAIN, PREPROCESSED))]
     curves = [[mean_of(each) for each in own.values()], *([mean_of(algorithms[name])] * len(own) for name in shown)]
-    value, low, high = (
-        rounded(np.array([[getattr(each, end) for each in curve] for curve in curves]))
-        for end in ("value", "low", "high")
-    )
+    value, low, high = bands(curves)
     return Lines(
         np.array(list(own), dtype=float),
         value,
@@ -289,10 +286,7 @@ def _pruning_claims(measured: dict[float, Errors], own: float, heads: int, reach
 
 def _noises_drawn(measured: dict[float, Errors]) -> Lines:
     names = (FULL, PRUNED, ALONE)
-    risks = [[mean_of(errors[name]) for errors in measured.values()] for name in names]
-    value, low, high = (
-        rounded(np.array([[getattr(each, end) for each in row] for row in risks])) for end in ("value", "low", "high")
-    )
+    value, low, high = bands([[mean_of(errors[name]) for errors in measured.values()] for name in names])
     return Lines(
         np.array(list(measured)),
         value,
