@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from icl_interp.formats import load
     from icl_interp.model import ICLTransformer
     from icl_interp.records import Dynamics, Run, Runs, TrainConfig
+    from icl_interp.sweeps import Sweep, sweep
     from icl_interp.tasks import LinearRegression, MultiTaskRegression, Prompt, SparseRegression, Task, kms
     from icl_interp.training import train, train_many
 
@@ -38,6 +39,7 @@ _HOMES = {
     "formats": ("load",),
     "model": ("ICLTransformer",),
     "records": ("Dynamics", "Run", "Runs", "TrainConfig"),
+    "sweeps": ("Sweep", "sweep"),
     "tasks": ("LinearRegression", "MultiTaskRegression", "Prompt", "SparseRegression", "Task", "kms"),
     "training": ("train", "train_many"),
 }
@@ -59,6 +61,7 @@ __all__ = [
     "Runs",
     "SaveError",
     "SparseRegression",
+    "Sweep",
     "Task",
     "TrainConfig",
     "TrainingError",
@@ -66,6 +69,7 @@ __all__ = [
     "kms",
     "load",
     "register_activation",
+    "sweep",
     "train",
     "train_many",
 ]

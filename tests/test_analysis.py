@@ -485,6 +485,10 @@ def test_the_readmes_example_runs(tmp_path, monkeypatch, capsys):
     exec(deeper.replace("steps=300", "steps=5"), names)
     assert "later_layers_use_one_head" in capsys.readouterr().out
 
+    (sweeping,) = re.findall(r"```python\n(swept = .*?)```", readme, flags=re.DOTALL)
+    exec(sweeping.replace('"steps": 300', '"steps": 5').replace("seeds=4", "seeds=1, workers=1, budget=64"), names)
+    assert len(names["rows"]) == 3
+
     (tools,) = re.findall(r"```python\n(from transformer_lens .*?)```", readme, flags=re.DOTALL)
     exec(tools.replace("4_096", "64"), names)
     assert not names["model"].hook_dict["blocks.0.attn.hook_result"].has_hooks()

@@ -1,0 +1,154 @@
+"""Cells to rows, on all cores: batches that are trained together and analyzed one by one, on joblib's backends.
+
+joblib's own pool gives up when one of its workers dies.  What had not come back is then tried again; if that ends so
+once more, cell by cell, each in a pool of its own, so that the one at fault is found and recorded.
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from joblib import Parallel, delayed, parallel_config
+from joblib.externals.loky.process_executor import BrokenProcessPool
+
+from icl_interp.analysis import analyze
+from icl_interp.errors import NoCheckpointError
+from icl_interp.records import Run
+from icl_interp.serialization import to_data
+from icl_interp.sweeps.grid import Cell
+from icl_interp.sweeps.rows import Row, failed, row_of
+from icl_interp.training import train_many
+from icl_interp.training.engines import EngineName, choose
+
+TOGETHER = 16  # runs of a batch: what a killed sweep may have to do again
+DIED = "the process that worked on it died"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is done with every cell.
+
+    Args:
+        engine, device: that train.
+        probes, budget, seed: of the analysis.
+        keep: the folder that runs are kept in; None if they are not.
+    """
+
+    engine: EngineName
+    device: str
+    probes: tuple[str, ...] | None
+    budget: int | None
+    seed: int
+    keep: str | None
+
+    def rows(self, cells: Sequence[Cell]) -> list[Row]:
+        """Of cells that are trained together, on one core; a cell that fails costs no other."""
+        from icl_interp.sweeps.threads import one_thread
+
+        with one_thread():
+            try:
+                runs = self._runs(cells)
+            except Exception as error:
+                if len(cells) > 1:
+                    return [row for cell in cells for row in self.rows([cell])]
+                return [failed(cells[0], f"{type(error).__name__}: {error}")]
+            return [self._row(cell, run) for cell, run in zip(cells, runs, strict=True)]
+
+    def _runs(self, cells: Sequence[Cell]) -> list[Run]:
+        kept = [self._kept(cell) for cell in cells]
+        missing = [cell for cell, run in zip(cells, kept, strict=True) if run is None]
+        trained: Iterator[Run] = iter(())
+        if missing:
+            with warnings.catch_warnings():  # that a run ended early is said in its row
+                warnings.simplefilter("ignore", RuntimeWarning)
+                trained = iter(train_many([cell.config for cell in missing], engine=self.engine, device=self.device))
+        return [next(trained) if run is None else run for run in kept]
+
+    def _row(self, cell: Cell, run: Run) -> Row:
+        try:
+            if run.step != cell.config.steps:
+                return failed(cell, f"the loss stopped being finite: training ended at step {run.step:,}")
+            if self.keep is not None and run.origin == "memory":
+                run.save(Path(self.keep) / cell.key, overwrite=True)
+            return row_of(cell, analyze(run, probes=self.probes, seed=self.seed, budget=self.budget))
+        except Exception as error:
+            return failed(cell, f"{type(error).__name__}: {error}")
+
+    def _kept(self, cell: Cell) -> Run | None:
+        """The run, if it is there already: its row alone was lost."""
+        if self.keep is None:
+            return None
+        try:
+            run = Run.load(Path(self.keep) / cell.key)
+        except NoCheckpointError:
+            return None
+        same = run.step == cell.config.steps and to_data(run.training) == to_data(cell.config)
+        return run if same else None
+
+
+def batches(cells: Sequence[Cell], engine: EngineName, device: str, workers: int) -> list[list[Cell]]:
+    """Cells that train as one population: those of the numba engine that have the same sizes, others by themselves.
+
+    The torch engine rounds otherwise in another company, and a row must not depend on that.
+    """
+    groups: dict[object, list[Cell]] = defaultdict(list)
+    for cell in cells:
+        config = cell.config
+        alone = _engine(cell, engine, device) != "numba"
+        groups[cell.key if alone else (config.steps, config.batch_size, repr(config.task), repr(config.model))].append(
+            cell
+        )
+    most = max(1, min(TOGETHER, -(-len(cells) // (2 * workers))))
+    return [list(part) for group in groups.values() for part in _parts(group, most)]
+
+
+def _engine(cell: Cell, engine: EngineName, device: str) -> str:
+    try:
+        return choose(cell.config, engine, device)[0]
+    except Exception:  # it cannot be trained: its own row will say so
+        return "none"
+
+
+def _parts(group: list[Cell], most: int) -> Iterator[tuple[Cell, ...]]:
+    rest = iter(group)
+    while part := tuple(itertools.islice(rest, most)):
+        yield part
+
+
+def run_all(
+    todo: Sequence[Sequence[Cell]], work: Work, done: Callable[[list[Row]], None], *, backend: str, workers: int
+) -> None:
+    """`done` with the rows of every batch, as they come."""
+    waiting = {index: list(batch) for index, batch in enumerate(todo)}
+    for _ in range(2):
+        try:
+            for index, rows in _scattered(waiting, work, backend, workers):
+                done(rows)
+                del waiting[index]
+            return
+        except BrokenProcessPool:
+            continue
+    for cell in [cell for batch in waiting.values() for cell in batch]:
+        try:
+            for _, rows in _scattered({0: [cell]}, work, backend, 2):
+                done(rows)
+        except BrokenProcessPool:
+            done([failed(cell, DIED)])
+
+
+def _scattered(
+    waiting: dict[int, list[Cell]], work: Work, backend: str, workers: int
+) -> Iterator[tuple[int, list[Row]]]:
+    with parallel_config(backend=backend, n_jobs=workers):
+        parallel: Any = Parallel(return_as="generator_unordered", batch_size=1)  # pyright: ignore[reportArgumentType]
+        yield from parallel(delayed(_numbered)(index, work, batch) for index, batch in list(waiting.items()))
+
+
+def _numbered(index: int, work: Work, cells: list[Cell]) -> tuple[int, list[Row]]:
+    return index, work.rows(cells)

@@ -1,0 +1,172 @@
+"""`sweep()`: the whole of it, and what is there afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tqdm import tqdm
+
+from icl_interp.config import check_count
+from icl_interp.errors import CheckpointError, ConfigError
+from icl_interp.formats.files import write_file
+from icl_interp.probing import discover
+from icl_interp.records import Run
+from icl_interp.serialization import dumps
+from icl_interp.sweeps.dataset import Dataset
+from icl_interp.sweeps.grid import MAIN, Cell, Grid, cells
+from icl_interp.sweeps.rows import Row
+from icl_interp.sweeps.running import Work, batches, run_all
+from icl_interp.tasks import Task
+from icl_interp.training.engines import EngineName
+
+BUDGET = 8_192  # prompts that one measurement may draw: a run costs a second then, and a sweep has many of them
+SETTINGS = "sweep.json"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep in a folder, finished or not."""
+
+    folder: Path
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Sweep:
+        """One that was begun.
+
+        Raises:
+            CheckpointError: no sweep is there.
+        """
+        if not (Path(folder) / SETTINGS).is_file():
+            raise CheckpointError(f"no sweep in {folder}: it has no {SETTINGS}")
+        return cls(Path(folder))
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row a run: its parameters, every verdict and every scalar that probes found.
+
+        Raises:
+            CheckpointError: a file that cannot be read.
+        """
+        return Dataset(self.folder).frame()
+
+    def run(self, cell: str) -> Run:
+        """The run of a row, if runs were kept; `cell` is that column.
+
+        Raises:
+            CheckpointError: it was not kept.
+        """
+        return Run.load(self.folder / "runs" / cell)
+
+    def __repr__(self) -> str:
+        rows = self.to_pandas()
+        wrong = sum(rows["error"].notna()) if "error" in rows else 0
+        return f"Sweep({str(self.folder)!r}, {len(rows):,} runs" + (f", {wrong:,} of them failed)" if wrong else ")")
+
+
+def sweep(
+    grid: Grid,
+    seeds: int | Sequence[int] = 1,
+    *,
+    out: str | Path,
+    task: Task = MAIN,
+    probes: str | Sequence[str] | None = None,
+    budget: int = BUDGET,
+    analysis_seed: int = 0,
+    engine: EngineName = "auto",
+    device: str = "cpu",
+    keep: bool = False,
+    workers: int | None = None,
+    backend: str = "loky",
+    progress: bool | None = None,
+) -> Sweep:
+    """Train and analyze every combination of a grid with every seed, on all cores; what is done is not done again.
+
+    A row does not depend on the number of processes, on what else is in the sweep, or on the order.
+
+    Args:
+        grid: by name, a list of values or one for all: fields of the task, of `ModelConfig` or of `TrainConfig`; or
+            "task", tasks.
+        seeds: so many from 0 on, or these.
+        out: the folder; a sweep that was begun there goes on, and may have grown.
+        task: whose fields the grid varies; the default is the paper's main setting.
+        probes: names of those that look at every run; None means all that fit it.
+        budget: prompts that one measurement may draw.
+        analysis_seed: of those prompts.
+        engine, device: that train, as for `train`.
+        keep: whether the runs themselves are kept, in the folder `runs`.
+        workers: processes; None means one for each core.
+        backend: joblib's, "loky" being its own processes.
+        progress: show a bar; None means only when the output is a terminal.
+
+    Raises:
+        ConfigError: a name that is no parameter, a combination that cannot be, an unknown probe; a folder of a sweep
+            that is analyzed otherwise, or that is being written to.
+        SaveError: the disk refused; done rows are kept.
+    """
+    asked = cells(grid, seeds, task)
+    check_count("workers", workers := os.cpu_count() or 1 if workers is None else workers)
+    folder, named = Path(out), _probes(probes)
+    work = Work(engine, device, named, budget, analysis_seed, str(folder.resolve() / "runs") if keep else None)
+    data = Dataset(folder)
+    with data.alone():
+        _agree(folder, work)
+        done = data.done()
+        todo = [cell for cell in asked if cell.key not in done]
+        _run(todo, work, data, backend, workers, progress)
+        data.join()
+    return Sweep(folder)
+
+
+def _run(todo: list[Cell], work: Work, data: Dataset, backend: str, workers: int, progress: bool | None) -> None:
+    hidden = not (sys.stderr.isatty() if progress is None else progress)
+    with tqdm(total=len(todo), unit=" runs", disable=hidden) as bar:
+        wrong = 0
+
+        def keep(rows: list[Row]) -> None:
+            nonlocal wrong
+            data.add(rows)
+            wrong += sum(row["error"] is not None for row in rows)
+            bar.update(len(rows))
+            bar.set_postfix(failed=wrong, refresh=False)
+
+        run_all(batches(todo, work.engine, work.device, workers), work, keep, backend=backend, workers=workers)
+
+
+def _probes(asked: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    if asked is None:
+        return None
+    names = (asked,) if isinstance(asked, str) else tuple(asked)
+    known, _ = discover()
+    if unknown := [name for name in names if name not in known]:
+        raise ConfigError(f"no probe {', '.join(map(repr, unknown))}; there are {', '.join(known)}")
+    return names
+
+
+def _agree(folder: Path, work: Work) -> None:
+    """Hold this sweep against the one that was begun in the folder: rows of one table are made in one way."""
+    own: dict[str, Any] = {
+        "probes": None if work.probes is None else list(work.probes),
+        "budget": work.budget,
+        "analysis_seed": work.seed,
+        "engine": work.engine,
+        "version": version("icl-interp"),
+    }
+    path = folder / SETTINGS
+    if not path.exists():
+        write_file(path, dumps(own) + "\n")
+        return
+    try:
+        begun = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    differ = [name for name in own if begun.get(name) != own[name]]
+    if differ:
+        said = "; ".join(f"{name} was {begun.get(name)!r} and is {own[name]!r}" for name in differ)
+        raise ConfigError(f"the sweep in {folder} was begun in another way: {said}")
