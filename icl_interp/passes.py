@@ -22,6 +22,7 @@ from icl_interp.config import ModelConfig
 from icl_interp.weights import WEIGHT_NAMES, Weights
 
 LN_EPS = 1e-5
+AT_ONCE = 256  # prompts: room for what heads make of many more is fetched anew each time, which costs half as much again
 
 
 def predict(
@@ -32,7 +33,7 @@ def predict(
         KQ, OV = fold(*(weights[name] for name in WEIGHT_NAMES), score_scale=config.score_scale)
         weigh = weighing(config.activation, config.activation_scale)
         return predict_columns(KQ, OV, z, config.n_outputs, config.mask, weigh)
-    return predict_from(weights, config, read_in(weights, config, z), 0)
+    return torch.cat([predict_from(weights, config, read_in(weights, config, some), 0) for some in z.split(AT_ONCE)])
 
 
 def predict_from(
