@@ -19,10 +19,12 @@ from torch import Tensor
 from icl_interp.attention import allowed_keys, fold, weighing
 from icl_interp.attention import predict as predict_columns
 from icl_interp.config import ModelConfig
+from icl_interp.tasks import Prompt
 from icl_interp.weights import WEIGHT_NAMES, Weights
 
 LN_EPS = 1e-5
-AT_ONCE = 256  # prompts: room for what heads make of many more is fetched anew each time, which costs half as much again
+AT_ONCE = 256  # prompts: room for what heads make of many more is fetched anew each time, and that takes as long again
+BOUND = 4.0  # root mean squares of labels
 
 
 def predict(
@@ -34,6 +36,19 @@ def predict(
         weigh = weighing(config.activation, config.activation_scale)
         return predict_columns(KQ, OV, z, config.n_outputs, config.mask, weigh)
     return torch.cat([predict_from(weights, config, read_in(weights, config, some), 0) for some in z.split(AT_ONCE)])
+
+
+def bounds(prompt: Prompt, energy: float) -> Float[Tensor, "batch 1"]:
+    """What no response is beyond: `BOUND` root mean squares of labels, the prompt's own and all prompts' together.
+
+    Linear attention is a polynomial of high degree.  The few prompts for which its steps are too long, one in thousands
+    or millions, would decide every mean, and no sample would show it.
+
+    Args:
+        prompt: whose responses they are.
+        energy: E y² of all prompts.
+    """
+    return BOUND * (prompt.y.square().mean((1, 2)) + energy).sqrt()[:, None]
 
 
 def predict_from(

@@ -21,7 +21,7 @@ from torch import Tensor
 from icl_interp.circuits import defined
 from icl_interp.config import ModelConfig
 from icl_interp.estimates import LEVEL, Estimate, propagate
-from icl_interp.passes import head_results, predict_from, read_in, residuals
+from icl_interp.passes import bounds, head_results, predict_from, read_in, residuals
 from icl_interp.tasks import Prompt
 from icl_interp.weights import WEIGHT_NAMES, Weights
 
@@ -34,16 +34,24 @@ Results = Sequence[Float[Tensor, "batch positions heads d_model"]]
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A model's weights in float64, and what is asked of them here."""
+    """A model's weights in float64, and what is asked of them here.
+
+    Args:
+        weights, config: the model's.
+        energy: E y² of all prompts, where predictions are to be clipped to `passes.bounds`; None if they are not.
+    """
 
     weights: Weights
     config: ModelConfig
+    energy: float | None = None
 
     def keeping(self, heads: Sequence[int]) -> Model:
         """The same model with this one head in each layer, all others gone."""
         layers = torch.arange(self.config.n_layers)
         alone = {name: self.weights[name][layers, list(heads)][:, None] for name in WEIGHT_NAMES}
-        return Model({**self.weights, **alone}, dataclasses.replace(self.config, n_heads=1))
+        return dataclasses.replace(
+            self, weights={**self.weights, **alone}, config=dataclasses.replace(self.config, n_heads=1)
+        )
 
     def results(self, prompt: Prompt) -> Results:
         """What each head adds, layer by layer; in the last one at the query only."""
@@ -61,6 +69,9 @@ class Model:
             NumericsError: the denominator of an activation is next to zero at some prompt.
         """
         prediction = defined(predict_from(self.weights, self.config, stream, layer), prompt, self.config.activation)
+        if self.energy is not None:
+            most = bounds(prompt, self.energy)
+            prediction = prediction.clamp(-most, most)
         return (prediction - prompt.y_q).square().mean(-1)
 
     def pieces(self, prompts: Iterable[Prompt]) -> Iterator[Prompt]:

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from icl_interp.errors import NumericsError
 from icl_interp.estimators import Predictor
+from icl_interp.passes import bounds
 from icl_interp.probing import Context, Estimate, mean_of, ratio_of
 from icl_interp.tasks import Prompt
 from icl_interp_probes.known_algorithms import (
     DEAR,
     PREPROCESSED,
     Members,
-    bounds,
     nearest_family,
     ordinary,
     steepness,
@@ -59,7 +59,7 @@ class Answers:
     def collect(
         cls, context: Context, kind: Kind, nearest: Members, best: Members, *, energy: float, prompts: int, few: int
     ) -> Answers:
-        """To so many prompts, and so few of families that are dear; clipped to `bounds`.  Needs FORWARD."""
+        """To so many prompts, and so few of families that are dear; clipped to `passes.bounds`.  Needs FORWARD."""
         bound = partial(bounds, energy=energy)
         asked: dict[Predictor, int] = dict.fromkeys((context.predict, _truth, bound, _steepness), prompts)
         for members in (nearest, best):

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from icl_interp.passes import BOUND
 from icl_interp.probing import Bars, Block, Cell, Context, Estimate, Heatmap, Lines, Table, Text, levelled
-from icl_interp_probes.known_algorithms import BAYES, BOUND, DEAR, ORDINARY, PLAIN, PREPROCESSED, RIDGE, STEPS
+from icl_interp_probes.known_algorithms import BAYES, DEAR, ORDINARY, PLAIN, PREPROCESSED, RIDGE, STEPS
 from icl_interp_probes.shown import Intervals
 
 MODEL, ZERO = "model", "predicting zero"

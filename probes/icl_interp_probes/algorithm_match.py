@@ -10,7 +10,7 @@ One kind of prompts does not say what a model does: algorithms that agree there 
 others.  Linear attention whose scores are divided by the training's L takes steps of 2η on prompts of 2L, which says
 nothing of its algorithm: so other lengths are shown and not judged.
 
-Predictions that are larger than any response count as that large (`known_algorithms.bounds`), everyone's; distances are
+Predictions that are larger than any response count as that large (`passes.bounds`), everyone's; distances are
 over `ordinary` prompts.
 
 Cost: model and families on 8,192 prompts and half as many of each other kind; families that are dear (Lasso, matching
@@ -24,6 +24,7 @@ import dataclasses
 from icl_interp.activations import activation
 from icl_interp.errors import NumericsError
 from icl_interp.estimators import best_ridge
+from icl_interp.passes import bounds
 from icl_interp.probing import (
     Block,
     Context,
@@ -46,7 +47,6 @@ from icl_interp_probes.known_algorithms import (
     Fitted,
     Given,
     Members,
-    bounds,
     described,
     fitted,
     left_out,

@@ -47,7 +47,6 @@ SHARED_RATES = np.geomspace(0.001, 4.0, 208)
 """The same for all prompts, in units of 1/λ_max of the median prompt; 4 % apart."""
 RIDGE_PENALTIES = np.geomspace(1e-4, 1e2, 61)
 """In units of L·E[x²], the mean of the eigenvalues of XᵀX."""
-BOUND = 4.0  # root mean squares of labels
 ORDINARY = 0.99  # of prompts: those that distances are over
 MOST_SUPPORTS = 5_000  # of a Bayes predictor that is compared with: it takes a millisecond for some 1,200
 
@@ -64,7 +63,7 @@ class Given:
     Args:
         prompt: the prompts.
         answers: one of each.
-        bound: predictions are clipped to ±bound before they are compared (`bounds`).
+        bound: predictions are clipped to ±bound before they are compared (`passes.bounds`).
     """
 
     prompt: Prompt
@@ -140,19 +139,6 @@ def nearest_family(missed: dict[str, Float[np.ndarray, "prompts"]]) -> str:
     return found
 
 
-def bounds(prompt: Prompt, energy: float) -> Float[Tensor, "batch 1"]:
-    """What no response is beyond: `BOUND` root mean squares of labels, the prompt's own and all prompts' together.
-
-    Linear attention is a polynomial of high degree.  The few prompts for which its steps are too long, one in thousands
-    or millions, would decide every mean, and no sample would show it.
-
-    Args:
-        prompt: whose responses they are.
-        energy: E y² of all prompts.
-    """
-    return BOUND * (prompt.y.square().mean((1, 2)) + energy).sqrt()[:, None]
-
-
 def steepness(prompt: Prompt) -> Float[Tensor, "batch"]:
     """λ_max of X̃ᵀX̃/L, by which `ordinary` prompts are told."""
     x = preprocess(prompt).x.double()
@@ -163,7 +149,7 @@ def ordinary(steepness: Float[Tensor, "batch"]) -> Bool[Tensor, "batch"]:
     """The prompts that distances are over: all but 1 % of them, where λ_max of X̃ᵀX̃/L is largest.
 
     With one rate for all prompts descents on x̃ diverge on a few of those, which would decide every mean square: even
-    clipped to `bounds`, of constructions with noise on their weights 32 to 87 % of 95 % intervals held the truth.
+    clipped to `passes.bounds`, of constructions with noise on their weights 32 to 87 % of 95 % intervals held it.
     Risks are over all prompts.
     """
     return steepness <= steepness.quantile(ORDINARY)

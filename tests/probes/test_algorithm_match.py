@@ -23,6 +23,7 @@ from icl_interp.estimators import (
     SparseBayes,
     preprocess,
 )
+from icl_interp.passes import bounds
 from icl_interp.probing import Context, Outcome, Table, Text, mean_of, ratio_of, run_probe
 from icl_interp.records import Run
 from icl_interp.serialization import to_data
@@ -42,7 +43,6 @@ from icl_interp_probes.known_algorithms import (
     Fitted,
     Given,
     Spectrum,
-    bounds,
     described,
     fitted,
     left_out,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from icl_interp.passes import BOUND
 from icl_interp.probing import Estimate, Heatmap, Lines, Table, Text, Threshold, levelled, mean_of, ratio_of
 from icl_interp.pruning import Model, ablated_errors, heads_in_use, kept_errors, nothing
 from icl_interp.records import Run
@@ -38,7 +39,7 @@ from icl_interp.reproduce.recipes import Made, recipe
 from icl_interp.reproduce.results import Claim, compare
 from icl_interp.tasks import SparseRegression
 
-ABLATED = 4_096  # prompts that heads are taken away on
+ABLATED = 8_192  # prompts that heads are taken away on
 STEPS = (1, 2, 3, 20)  # of gradient descent: as many as there are layers, one fewer, and many
 NOISES = (0.0, 0.25, 0.5, 1.0)  # σ of the prompts that pruned models are asked
 MATTERS = 1e-4  # of E y²: a head worth less is no part of a layer's
@@ -74,6 +75,7 @@ def sparse_heads(bench: Bench) -> Made:
         _map(used[0]),
         _use_table(used),
         Text(
+            f"Predictions are clipped to {BOUND:g} root mean squares of labels, the prompt's own and all prompts'. "
             "Gradient descent has the best rate relative to 1/λ_max of each prompt, which no layer can know: layers "
             "take steps of one size for all prompts. Where several seeds were trained, risks are means over them."
         ),
@@ -92,7 +94,7 @@ def sparse_pruning(bench: Bench) -> Made:
     run, alone = bench.run(f"sparse-h{most}"), bench.run(f"sparse-h{min(bench.schedule.sparse_heads)}")
     dominant = Use.of(bench, run).dominant
     levels = {noise: dataclasses.replace(noiseless(task), noise_var=noise**2) for noise in NOISES}
-    measured = {noise: _pruned(bench, level, model_of(run), alone, dominant) for noise, level in levels.items()}
+    measured = {noise: _pruned(bench, level, model_of(run, level), alone, dominant) for noise, level in levels.items()}
     own = min(NOISES, key=lambda noise: abs(noise**2 - task.noise_var))
     kept = ", ".join(f"L{layer}H{head}" for layer, head in enumerate(dominant) if layer)
     return _pruning_claims(measured, own, most, bench.schedule.whole_sparse), [
@@ -122,7 +124,8 @@ class Use:
     @classmethod
     def of(cls, bench: Bench, run: Run) -> Use:
         """On prompts like the training's."""
-        model, task = model_of(run), bench.schedule.sparse
+        task = bench.schedule.sparse
+        model = model_of(run, task)
         pieces = model.pieces(bench.prompts("sparse, ablations", noiseless(task), ABLATED))
         without = [
             of_one - whole for piece in pieces for whole, of_one in [ablated_errors(model, piece, nothing(model))]

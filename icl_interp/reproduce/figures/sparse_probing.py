@@ -82,7 +82,8 @@ class Read:
     @classmethod
     def of(cls, bench: Bench, run: Run) -> Read:
         """Fit on one half of the prompts, judge on the other."""
-        prompt, model = _prompts(bench, bench.schedule.sparse), model_of(run)
+        task = bench.schedule.sparse
+        prompt, model = _prompts(bench, task), model_of(run, task)
         streams = [s[:, -1].numpy() for s in passes.residuals(model.weights, model.config, prompt.z)]
         x_q, r = prompt.x_q, (prompt.x * prompt.y).mean(1)
         wanted = preprocess(prompt).x_q.numpy()
