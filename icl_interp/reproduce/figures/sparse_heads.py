@@ -63,7 +63,7 @@ def sparse_heads(bench: Bench) -> Made:
     task, names = bench.schedule.sparse, {heads: f"sparse-h{heads}" for heads in sorted(bench.schedule.sparse_heads)}
     algorithms = {RIDGE: ridge(bench, task), **descents(bench, task, STEPS)}
     models = {f"{name}, {i}": predictor(run) for name in names.values() for i, run in enumerate(bench.runs(name))}
-    errors = excesses(bench, "sparse-heads", task, algorithms | models, count(bench))
+    errors = excesses(bench, "sparse-heads", task, algorithms | models)
     own = {
         heads: mean_over(each for key, each in errors.items() if key.startswith(f"{name}, "))
         for heads, name in names.items()
