@@ -62,10 +62,14 @@ def sparse_heads(bench: Bench) -> Made:
     """Risks of trained models beside known algorithms; a map of heads of the one with most."""
     task, names = bench.schedule.sparse, {heads: f"sparse-h{heads}" for heads in sorted(bench.schedule.sparse_heads)}
     algorithms = {RIDGE: ridge(bench, task), **descents(bench, task, STEPS)}
-    models = {f"{name}, {i}": predictor(run) for name in names.values() for i, run in enumerate(bench.runs(name))}
+    models = {
+        _model(heads, seed): predictor(run)
+        for heads, name in names.items()
+        for seed, run in enumerate(bench.runs(name))
+    }
     errors = excesses(bench, "sparse-heads", task, algorithms | models)
     own = {
-        heads: mean_over(each for key, each in errors.items() if key.startswith(f"{name}, "))
+        heads: mean_over(errors[_model(heads, seed)] for seed in range(len(bench.runs(name))))
         for heads, name in names.items()
     }
     used = [Use.of(bench, run) for run in bench.runs(names[max(names)])]
@@ -161,6 +165,11 @@ def _risk_claims(own: dict[int, np.ndarray], errors: Errors, reached: bool) -> l
     ]
 
 
+def _model(heads: int, seed: int) -> str:
+    """A trained model, as tables call it."""
+    return f"{heads} head{'s' * (heads > 1)} a layer, seed {seed}"
+
+
 def _best(errors: Errors, family: str) -> str:
     """The number of steps of a family that has the least risk."""
     return min((named(family, steps) for steps in STEPS), key=lambda name: errors[name].mean())
@@ -217,7 +226,7 @@ def _risk_table(errors: Errors) -> Table:
         ("predictor", "excess risk"),
         tuple((name, mean_of(each)) for name, each in errors.items()),
         alt="Excess risk of ridge, gradient descent and every trained model.",
-        title="Excess risks; of trained models by heads and seed",
+        title="Excess risks",
     )
 
 
@@ -225,7 +234,7 @@ def _map(use: Use) -> Heatmap:
     worth = use.worth.mean(-1).clip(0)
     return Heatmap(
         levelled(worth / np.maximum(worth.max(1, keepdims=True), 1e-300))[None],
-        ("importance, of the layer's most important head's",),
+        ("importance",),
         alt="A row a layer, a column a head: what its ablation adds to the squared error, the layer's most being 1.",
         title="Importance of heads, seed 0",
         row_labels=tuple(f"layer {layer + 1}" for layer in range(len(worth))),
