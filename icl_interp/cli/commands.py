@@ -118,6 +118,27 @@ def _report(result: Analysis, folder: Path) -> int:
     return complain(f"probes that did not finish: {', '.join(unfinished)}", FAILED) if unfinished else OK
 
 
+def sweep(options: argparse.Namespace) -> int:
+    """Train and analyze a grid of runs, and say how often each claim holds."""
+    from icl_interp.sweeps import Sweep, sweep
+
+    asked: Any = given.sweep(options)
+    try:
+        found = sweep(**asked)
+    except KeyboardInterrupt:
+        done = len(Sweep.load(asked["out"]).to_pandas())
+        return complain(f"interrupted; {done:,} runs are done, and the same command goes on from here", INTERRUPTED)
+    rows = found.to_pandas()
+    for name in rows.columns:
+        claim, _, last = name.rpartition(".")
+        if last == "status" and "." in claim:
+            counts = rows[name].value_counts()
+            print(f"{claim:<50}" + ", ".join(f"{count:,} {status}" for status, count in counts.items()))
+    wrong = sum(rows["error"].notna())
+    print(printable(f"written: {found.folder / 'rows.parquet'}, {len(rows):,} rows"))
+    return complain(f"{wrong:,} of {len(rows):,} runs failed: see the column error", FAILED) if wrong else OK
+
+
 def demo(options: argparse.Namespace) -> int:
     """Train in the paper's main setting, analyze, and write the report."""
     from icl_interp import LinearRegression, analyze

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import tomllib
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from icl_interp.config import check_count, check_positive
@@ -35,6 +36,77 @@ def task(options: argparse.Namespace) -> LinearRegression | SparseRegression:
         covariance=_covariance(options.covariance),
         mean=_mean(options.mean),
     )
+
+
+@dataclass(frozen=True)
+class Swept:
+    """A parameter that the command line can vary: its field, the type of its values, and what `--help` says."""
+
+    field: str
+    kind: type[int] | type[float] | type[str]
+    said: str
+
+
+SWEPT = {
+    "dim": Swept("dim", int, "d, covariates"),
+    "length": Swept("length", int, "L, demonstrations"),
+    "noise-var": Swept("noise_var", float, "σ²"),
+    "sparsity": Swept("sparsity", int, "entries of β that are not zero: sparse regression"),
+    "heads": Swept("n_heads", int, "heads in each layer"),
+    "layers": Swept("n_layers", int, "layers"),
+    "d-head": Swept("d_head", int, "width of a head"),
+    "activation": Swept("activation", str, "how scores become weights"),
+    "activation-scale": Swept("activation_scale", float, "C of the activation"),
+    "steps": Swept("steps", int, "optimiser steps"),
+    "batch-size": Swept("batch_size", int, "prompts a step"),
+    "lr": Swept("lr", float, "learning rate"),
+    "optimizer": Swept("optimizer", str, "adam, adamw or sgd"),
+    "records": Swept("n_records", int, "points of the training to keep"),
+}
+
+
+def sweep(options: argparse.Namespace) -> dict[str, object]:
+    """Arguments of `icl_interp.sweep`: those of the file, with the options' in place of them.
+
+    Raises:
+        ConfigError: a file that cannot be read or says what no sweep has, values of another type, no folder.
+    """
+    from icl_interp.tasks import SparseRegression
+
+    told = _toml(options.file) if options.file else {}
+    grid = {**told.pop("grid", {}), **_grid(options)}
+    own = {"seeds": options.seeds, "out": options.out, "probes": options.probe, "budget": options.budget}
+    own |= {"workers": options.workers, "keep": options.keep or None}
+    told |= {name: value for name, value in own.items() if value is not None}
+    if unknown := set(told) - set(own) - {"analysis_seed", "engine", "device", "backend"}:
+        raise ConfigError(f"a sweep has no {', '.join(sorted(unknown))}; parameters to vary go under [grid]")
+    if "out" not in told:
+        raise ConfigError("say where the rows go: --out FOLDER")
+    if "sparsity" in grid:
+        told["task"] = SparseRegression()
+    return {"grid": grid, **told}
+
+
+def _toml(path: str) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read as TOML: {error}") from error
+
+
+def _grid(options: argparse.Namespace) -> dict[str, list[Any]]:
+    given = {option: getattr(options, option.replace("-", "_")) for option in SWEPT}
+    return {SWEPT[option].field: _values(option, text) for option, text in given.items() if text is not None}
+
+
+def _values(option: str, text: str) -> list[Any]:
+    kind = SWEPT[option].kind
+    try:
+        return [kind(value.strip()) for value in text.split(",")]
+    except ValueError:
+        numbers = "whole numbers" if kind is int else "numbers"
+        raise ConfigError(f"--{option} takes {numbers} with commas between, got {text!r}") from None
 
 
 def of_checkpoint(options: argparse.Namespace) -> Given:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from icl_interp.activations import BUILT_IN
-from icl_interp.cli import commands
+from icl_interp.cli import commands, given
 
 MASKS = ("demonstrations", "strict_causal")
 
@@ -23,6 +23,7 @@ def parser() -> argparse.ArgumentParser:
     _add_demo(known)
     _add_train(known)
     _add_analyze(known)
+    _add_sweep(known)
     _add_reproduce(known)
     probes = _command(known, "probes", "list the probes that are installed", "icl-interp probes")
     probes.set_defaults(command=commands.probes)
@@ -135,6 +136,32 @@ def _add_analyze(known: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     analyze.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     _add_given(analyze)
     analyze.set_defaults(command=commands.analyze)
+
+
+def _add_sweep(known: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    sweep = _command(
+        known,
+        "sweep",
+        "train and analyze every combination of parameters with every seed, a row of a Parquet file each",
+        "icl-interp sweep --heads 1,2,4,8 --noise-var 0.01,0.1 --seeds 64 --out runs/heads\n"
+        "icl-interp sweep sweep.toml",
+    )
+    sweep.add_argument(
+        "file",
+        nargs="?",
+        metavar="FILE.toml",
+        help="seeds, out, probes and so on; under [grid] any parameter, such as n_heads = [1, 2]",
+    )
+    sweep.add_argument("--out", metavar="FOLDER", help="where rows go; a sweep that was begun there goes on")
+    sweep.add_argument("--seeds", type=int, metavar="N", help="seeds from 0 on (default 1)")
+    sweep.add_argument("--probe", action="append", metavar="NAME", help="only this probe; may be repeated")
+    sweep.add_argument("--budget", type=int, help="prompts a measurement may draw (default 8192)")
+    sweep.add_argument("--keep", action="store_true", help="keep the runs themselves")
+    sweep.add_argument("--workers", type=int, help="processes (default: one a core)")
+    grid = sweep.add_argument_group("grid: values with commas between them")
+    for option, what in given.SWEPT.items():
+        grid.add_argument(f"--{option}", metavar="V,V,…", help=what.said)
+    sweep.set_defaults(command=commands.sweep)
 
 
 def _add_reproduce(known: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

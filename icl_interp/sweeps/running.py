@@ -7,7 +7,6 @@ once more, cell by cell, each in a pool of its own, so that the one at fault is 
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,8 +22,9 @@ from icl_interp.records import Run
 from icl_interp.serialization import to_data
 from icl_interp.sweeps.grid import Cell
 from icl_interp.sweeps.rows import Row, failed, row_of
-from icl_interp.training import train_many
+from icl_interp.sweeps.threads import one_thread
 from icl_interp.training.engines import EngineName, choose
+from icl_interp.training.population import Population
 
 TOGETHER = 16  # runs of a batch: what a killed sweep may have to do again
 DIED = "the process that worked on it died"
@@ -48,37 +48,41 @@ class Work:
     keep: str | None
 
     def rows(self, cells: Sequence[Cell]) -> list[Row]:
-        """Of cells that are trained together, on one core; a cell that fails costs no other."""
-        from icl_interp.sweeps.threads import one_thread
+        """Of cells that are trained together, on one core; a cell that fails costs no other.
 
+        Raises:
+            KeyboardInterrupt: Ctrl-C ended the training.
+        """
         with one_thread():
             try:
                 runs = self._runs(cells)
             except Exception as error:
                 if len(cells) > 1:
                     return [row for cell in cells for row in self.rows([cell])]
-                return [failed(cells[0], f"{type(error).__name__}: {error}")]
+                return [failed(cells[0], _said(error))]
             return [self._row(cell, run) for cell, run in zip(cells, runs, strict=True)]
 
-    def _runs(self, cells: Sequence[Cell]) -> list[Run]:
-        kept = [self._kept(cell) for cell in cells]
-        missing = [cell for cell, run in zip(cells, kept, strict=True) if run is None]
-        trained: Iterator[Run] = iter(())
-        if missing:
-            with warnings.catch_warnings():  # that a run ended early is said in its row
-                warnings.simplefilter("ignore", RuntimeWarning)
-                trained = iter(train_many([cell.config for cell in missing], engine=self.engine, device=self.device))
-        return [next(trained) if run is None else run for run in kept]
+    def _runs(self, cells: Sequence[Cell]) -> list[Run | str]:
+        """Each cell's run, or why there is none."""
+        found: dict[str, Run | str] = {c.key: run for c in cells if (run := self._kept(c)) is not None}
+        if missing := [cell for cell in cells if cell.key not in found]:
+            population = Population([cell.config for cell in missing], self.engine, self.device)
+            population.train(None, progress=False)
+            if not population.finished:
+                raise KeyboardInterrupt
+            for i, cell in enumerate(missing):
+                found[cell.key] = population.failures[i] if i in population.failures else population.run(i)
+        return [found[cell.key] for cell in cells]
 
-    def _row(self, cell: Cell, run: Run) -> Row:
+    def _row(self, cell: Cell, run: Run | str) -> Row:
+        if isinstance(run, str):
+            return failed(cell, run)
         try:
-            if run.step != cell.config.steps:
-                return failed(cell, f"the loss stopped being finite: training ended at step {run.step:,}")
             if self.keep is not None and run.origin == "memory":
                 run.save(Path(self.keep) / cell.key, overwrite=True)
             return row_of(cell, analyze(run, probes=self.probes, seed=self.seed, budget=self.budget))
         except Exception as error:
-            return failed(cell, f"{type(error).__name__}: {error}")
+            return failed(cell, _said(error))
 
     def _kept(self, cell: Cell) -> Run | None:
         """The run, if it is there already: its row alone was lost."""
@@ -90,6 +94,10 @@ class Work:
             return None
         same = run.step == cell.config.steps and to_data(run.training) == to_data(cell.config)
         return run if same else None
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def batches(cells: Sequence[Cell], engine: EngineName, device: str, workers: int) -> list[list[Cell]]:
