@@ -8,8 +8,9 @@ autograd of the plain module (a test says to what error).
 
 A matrix product may round differently when it is a column wider.  Columns therefore come in blocks of a given width,
 the last filled up with runs of zero weights, and prompts in chunks of a given length: no product's shape depends on the
-population.  (A column's place in its block does; it has been seen to matter, in the last bit, with MKL's AVX2 kernels,
-not with its AVX-512 ones.)  That bounds the memory too, and keeps a block in the cache.
+population.  (A column's place in its block does; it has been seen to matter, in the last bit, with MKL's AVX2 kernels
+and on AMD's processors, not with its AVX-512 ones on Intel's.)  That bounds the memory too, and keeps a block in the
+cache.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def test_each_target_has_a_penalty_of_its_own() -> None:
     x, y = drawn(n=100, noise=0.0)
     nothing = torch.randn(100, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     exact, none = fit_probes(x, y, nothing)
-    assert exact.penalty == pytest.approx(PENALTIES[-1])
+    assert exact.penalty <= PENALTIES[-2]  # which of the last ones is least rounding decides
     assert none.penalty >= 1
     np.testing.assert_allclose(exact(x), y, atol=1e-6)
     np.testing.assert_allclose(exact.weights, fit_probes(x, y)[0].weights)
