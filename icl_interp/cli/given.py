@@ -77,8 +77,9 @@ def sweep(options: argparse.Namespace) -> dict[str, object]:
     grid = {**told.pop("grid", {}), **_grid(options)}
     own = {"seeds": options.seeds, "out": options.out, "probes": options.probe, "budget": options.budget}
     own |= {"workers": options.workers, "keep": options.keep or None}
+    own |= {"backend": options.backend, "scheduler": options.scheduler}
     told |= {name: value for name, value in own.items() if value is not None}
-    if unknown := set(told) - set(own) - {"analysis_seed", "engine", "device", "backend"}:
+    if unknown := set(told) - set(own) - {"analysis_seed", "engine", "device"}:
         raise ConfigError(f"a sweep has no {', '.join(sorted(unknown))}; parameters to vary go under [grid]")
     if "out" not in told:
         raise ConfigError("say where the rows go: --out FOLDER")

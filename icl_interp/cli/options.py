@@ -144,6 +144,7 @@ def _add_sweep(known: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "sweep",
         "train and analyze every combination of parameters with every seed, a row of a Parquet file each",
         "icl-interp sweep --heads 1,2,4,8 --noise-var 0.01,0.1 --seeds 64 --out runs/heads\n"
+        "icl-interp sweep --heads 1,2 --seeds 1000 --backend dask --scheduler tcp://host:8786 --out runs/many\n"
         "icl-interp sweep sweep.toml",
     )
     sweep.add_argument(
@@ -158,6 +159,8 @@ def _add_sweep(known: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     sweep.add_argument("--budget", type=int, help="prompts a measurement may draw (default 8192)")
     sweep.add_argument("--keep", action="store_true", help="keep the runs themselves")
     sweep.add_argument("--workers", type=int, help="processes (default: one a core)")
+    sweep.add_argument("--backend", choices=("loky", "dask", "ray"), help="this machine's processes, or a cluster's")
+    sweep.add_argument("--scheduler", metavar="ADDRESS", help="of the cluster (default: one is started here)")
     grid = sweep.add_argument_group("grid: values with commas between them")
     for option, what in given.SWEPT.items():
         grid.add_argument(f"--{option}", metavar="V,V,…", help=what.said)

@@ -11,21 +11,22 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from joblib import Parallel, delayed, parallel_config
-from joblib.externals.loky.process_executor import BrokenProcessPool
+from joblib import Parallel, delayed
 
 from icl_interp.analysis import analyze
 from icl_interp.errors import NoCheckpointError
 from icl_interp.records import Run
 from icl_interp.serialization import to_data
 from icl_interp.sweeps.grid import Cell
+from icl_interp.sweeps.places import Place
 from icl_interp.sweeps.rows import Row, failed, row_of
 from icl_interp.sweeps.threads import one_thread
 from icl_interp.training.engines import EngineName, choose
 from icl_interp.training.population import Population
 
+T = TypeVar("T")
 TOGETHER = 16  # runs of a batch: what a killed sweep may have to do again
 DIED = "the process that worked on it died"
 
@@ -123,39 +124,37 @@ def _engine(cell: Cell, engine: EngineName, device: str) -> str:
         return "none"
 
 
-def _parts(group: list[Cell], most: int) -> Iterator[tuple[Cell, ...]]:
+def _parts(group: Sequence[T], most: int) -> Iterator[tuple[T, ...]]:
     rest = iter(group)
     while part := tuple(itertools.islice(rest, most)):
         yield part
 
 
-def run_all(
-    todo: Sequence[Sequence[Cell]], work: Work, done: Callable[[list[Row]], None], *, backend: str, workers: int
-) -> None:
+def run_all(todo: Sequence[Sequence[Cell]], work: Work, done: Callable[[list[Row]], None], place: Place) -> None:
     """`done` with the rows of every batch, as they come."""
     waiting = {index: list(batch) for index, batch in enumerate(todo)}
     for _ in range(2):
         try:
-            for index, rows in _scattered(waiting, work, backend, workers):
+            for index, rows in _scattered(waiting, work, place):
                 done(rows)
                 del waiting[index]
             return
-        except BrokenProcessPool:
+        except place.deaths:
             continue
     for cell in [cell for batch in waiting.values() for cell in batch]:
         try:
-            for _, rows in _scattered({0: [cell]}, work, backend, 2):
+            for _, rows in _scattered({0: [cell]}, work, place.apart()):
                 done(rows)
-        except BrokenProcessPool:
+        except place.deaths:
             done([failed(cell, DIED)])
 
 
-def _scattered(
-    waiting: dict[int, list[Cell]], work: Work, backend: str, workers: int
-) -> Iterator[tuple[int, list[Row]]]:
-    with parallel_config(backend=backend, n_jobs=workers):
-        parallel: Any = Parallel(return_as="generator_unordered", batch_size=1)  # pyright: ignore[reportArgumentType]
-        yield from parallel(delayed(_numbered)(index, work, batch) for index, batch in list(waiting.items()))
+def _scattered(waiting: dict[int, list[Cell]], work: Work, place: Place) -> Iterator[tuple[int, list[Row]]]:
+    """In waves where the backend gives nothing back before all of it is done."""
+    with place:
+        for wave in _parts(list(waiting.items()), place.wave):
+            parallel: Any = Parallel(return_as=place.returns, batch_size=1)  # pyright: ignore[reportArgumentType]
+            yield from parallel(delayed(_numbered)(index, work, batch) for index, batch in wave)
 
 
 def _numbered(index: int, work: Work, cells: list[Cell]) -> tuple[int, list[Row]]:

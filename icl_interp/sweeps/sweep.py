@@ -22,6 +22,7 @@ from icl_interp.records import Run
 from icl_interp.serialization import dumps
 from icl_interp.sweeps.dataset import Dataset
 from icl_interp.sweeps.grid import MAIN, Cell, Grid, cells
+from icl_interp.sweeps.places import Backend, Place
 from icl_interp.sweeps.rows import Row
 from icl_interp.sweeps.running import Work, batches, run_all
 from icl_interp.tasks import Task
@@ -83,7 +84,8 @@ def sweep(
     device: str = "cpu",
     keep: bool = False,
     workers: int | None = None,
-    backend: str = "loky",
+    backend: Backend = "loky",
+    scheduler: str | None = None,
     progress: bool | None = None,
 ) -> Sweep:
     """Train and analyze every combination of a grid with every seed, on all cores; what is done is not done again.
@@ -102,7 +104,8 @@ def sweep(
         engine, device: that train, as for `train`.
         keep: whether the runs themselves are kept, in the folder `runs`.
         workers: processes; None means one for each core.
-        backend: joblib's, "loky" being its own processes.
+        backend: "loky", processes on this machine; "dask" or "ray", a cluster's (`icl-interp[dask]`, `[ray]`).
+        scheduler: the cluster's address; None starts one on this machine.
         progress: show a bar; None means only when the output is a terminal.
 
     Raises:
@@ -112,6 +115,7 @@ def sweep(
     """
     asked = cells(grid, seeds, task)
     check_count("workers", workers := os.cpu_count() or 1 if workers is None else workers)
+    place = Place(backend, workers, scheduler)
     folder, named = Path(out), _probes(probes)
     work = Work(engine, device, named, budget, analysis_seed, str(folder.resolve() / "runs") if keep else None)
     data = Dataset(folder)
@@ -119,12 +123,12 @@ def sweep(
         _agree(folder, work)
         done = data.done()
         todo = [cell for cell in asked if cell.key not in done]
-        _run(todo, work, data, backend, workers, progress)
+        _run(todo, work, data, place, workers, progress)
         data.join()
     return Sweep(folder)
 
 
-def _run(todo: list[Cell], work: Work, data: Dataset, backend: str, workers: int, progress: bool | None) -> None:
+def _run(todo: list[Cell], work: Work, data: Dataset, place: Place, workers: int, progress: bool | None) -> None:
     hidden = not (sys.stderr.isatty() if progress is None else progress)
     with tqdm(total=len(todo), unit=" runs", disable=hidden) as bar:
         wrong = 0
@@ -136,7 +140,7 @@ def _run(todo: list[Cell], work: Work, data: Dataset, backend: str, workers: int
             bar.update(len(rows))
             bar.set_postfix(failed=wrong, refresh=False)
 
-        run_all(batches(todo, work.engine, work.device, workers), work, keep, backend=backend, workers=workers)
+        run_all(batches(todo, work.engine, work.device, workers), work, keep, place)
 
 
 def _probes(asked: str | Sequence[str] | None) -> tuple[str, ...] | None:

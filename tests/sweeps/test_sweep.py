@@ -17,6 +17,7 @@ from icl_interp.records import Run
 from icl_interp.sweeps import Sweep, sweep
 from icl_interp.sweeps.dataset import Dataset
 from icl_interp.sweeps.grid import cells
+from icl_interp.sweeps.places import Place
 from icl_interp.sweeps.running import DIED, Work, batches, run_all
 from icl_interp.tasks import LinearRegression, SparseRegression
 
@@ -198,12 +199,12 @@ def test_a_worker_that_dies_costs_nothing_and_one_that_always_does_a_row(tmp_pat
     flag = tmp_path / "once"
     flag.touch()
     found = []
-    run_all([[cell] for cell in asked], Deadly(**vars(plain), once=str(flag)), found.extend, backend="loky", workers=2)
+    run_all([[cell] for cell in asked], Deadly(**vars(plain), once=str(flag)), found.extend, Place(workers=2))
     assert not flag.exists()
     assert sorted(row["cell"] for row in found) == sorted(row["cell"] for row in expected)
     assert {row["error"] for row in found} == {None}
     found = []
-    run_all([asked], Deadly(**vars(plain), seed_of_death=3), found.extend, backend="loky", workers=2)
+    run_all([asked], Deadly(**vars(plain), seed_of_death=3), found.extend, Place(workers=2))
     assert {row["seed"]: row["error"] for row in found} == {seed: DIED if seed == 3 else None for seed in range(5)}
 
 
@@ -232,3 +233,47 @@ def test_killed_at_any_moment_it_goes_on_with_the_same_rows(tmp_path):
             break
     found = sweep(GRID, seeds=6, out=out, workers=2, **HOW).to_pandas()
     frames_equal(whole, found)
+
+
+# --- Clusters --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["dask", "ray"])
+def test_a_cluster_gives_the_same_rows_whoever_dies(swept, tmp_path, backend):
+    """Two workers on this machine, one of which is killed in the middle: nothing is lost, nothing twice."""
+    flag = tmp_path / "once"
+    flag.touch()
+    asked = cells(GRID, seeds=2)
+    plain = Work("auto", "cpu", tuple(HOW["probes"]), HOW["budget"], 0, None)
+    found = []
+    run_all([[cell] for cell in asked], Deadly(**vars(plain), once=str(flag)), found.extend, Place(backend, 2))
+    assert not flag.exists()
+    rows = pd.DataFrame(found)
+    assert rows["cell"].is_unique
+    frames_equal(swept.to_pandas(), rows.sort_values("cell", ignore_index=True))
+
+
+@pytest.mark.slow
+def test_a_dask_cluster_of_ones_own(swept, tmp_path):
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
+        found = sweep(
+            GRID, seeds=2, out=tmp_path, workers=2, backend="dask", scheduler=cluster.scheduler_address, **HOW
+        )
+    frames_equal(swept.to_pandas(), found.to_pandas())
+
+
+@pytest.mark.parametrize(
+    ("how", "complaint"),
+    [
+        ({"backend": "threads"}, "backend must be one of 'loky', 'dask', 'ray'"),
+        ({"scheduler": "tcp://127.0.0.1:1"}, "scheduler is the address of a Dask or Ray cluster"),
+        ({"workers": 0}, "workers must be"),
+    ],
+)
+def test_where_a_sweep_cannot_run(tmp_path, how, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        sweep(TINY, out=tmp_path / "out", **{**HOW, **how})
+    assert not (tmp_path / "out").exists()
