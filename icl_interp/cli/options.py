@@ -156,7 +156,7 @@ def _add_sweep(known: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     sweep.add_argument("--out", metavar="FOLDER", help="where rows go; a sweep that was begun there goes on")
     sweep.add_argument("--seeds", type=int, metavar="N", help="seeds from 0 on (default 1)")
     sweep.add_argument("--probe", action="append", metavar="NAME", help="only this probe; may be repeated")
-    sweep.add_argument("--budget", type=int, help="prompts a measurement may draw (default 8192)")
+    sweep.add_argument("--budget", type=int, help="prompts a measurement may draw (default 4096)")
     sweep.add_argument("--keep", action="store_true", help="keep the runs themselves")
     sweep.add_argument("--workers", type=int, help="processes (default: one a core)")
     sweep.add_argument("--backend", choices=("loky", "dask", "ray"), help="this machine's processes, or a cluster's")

@@ -28,7 +28,7 @@ from icl_interp.sweeps.running import Work, batches, run_all
 from icl_interp.tasks import Task
 from icl_interp.training.engines import EngineName
 
-BUDGET = 8_192  # prompts that one measurement may draw: a run costs a second then, and a sweep has many of them
+BUDGET = 4_096  # prompts that one measurement may draw: a run costs a core-second then, and a sweep has many of them
 SETTINGS = "sweep.json"
 
 
