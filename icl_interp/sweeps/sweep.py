@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +31,7 @@ from icl_interp.training.engines import EngineName
 
 BUDGET = 4_096  # prompts that one measurement may draw: a run costs a core-second then, and a sweep has many of them
 SETTINGS = "sweep.json"
+COUNTED = ("holds", "fails", "inconclusive")
 
 
 @dataclass(frozen=True)
@@ -131,16 +133,22 @@ def sweep(
 def _run(todo: list[Cell], work: Work, data: Dataset, place: Place, workers: int, progress: bool | None) -> None:
     hidden = not (sys.stderr.isatty() if progress is None else progress)
     with tqdm(total=len(todo), unit=" runs", disable=hidden) as bar:
-        wrong = 0
+        counts: Counter[str] = Counter()
 
         def keep(rows: list[Row]) -> None:
-            nonlocal wrong
             data.add(rows)
-            wrong += sum(row["error"] is not None for row in rows)
+            counts.update(word for row in rows for word in _outcomes(row))
             bar.update(len(rows))
-            bar.set_postfix(failed=wrong, refresh=False)
+            bar.set_postfix(counts, refresh=False)
 
         run_all(batches(todo, work.engine, work.device, workers), work, keep, place)
+
+
+def _outcomes(row: Row) -> Iterator[str]:
+    """What the bar counts: verdicts, and runs of which there is nothing."""
+    yield from (str(value) for name, value in row.items() if name.endswith(".status") and value in COUNTED)
+    if row["error"] is not None:
+        yield "failed"
 
 
 def _probes(asked: str | Sequence[str] | None) -> tuple[str, ...] | None:

@@ -132,6 +132,14 @@ def test_done_cells_are_not_run_again_and_a_sweep_may_grow(tmp_path, monkeypatch
     assert len(Sweep.load(out).to_pandas()) == 3
 
 
+def test_the_bar_counts_verdicts_and_failures(tmp_path, capsys):
+    sweep({**TINY, "lr": [1e-3, 1e6], "optimizer": "sgd"}, out=tmp_path, workers=1, progress=True, **HOW)
+    said = capsys.readouterr().err
+    assert "2/2" in said
+    assert "fails=" in said
+    assert "failed=1" in said
+
+
 # --- What goes wrong -------------------------------------------------------------------------------------------------
 
 
