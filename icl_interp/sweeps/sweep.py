@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from joblib import cpu_count
 from tqdm import tqdm
 
 from icl_interp.config import check_count
@@ -105,7 +105,7 @@ def sweep(
         analysis_seed: of those prompts.
         engine, device: that train, as for `train`.
         keep: whether the runs themselves are kept, in the folder `runs`.
-        workers: processes; None means one for each core.
+        workers: processes; None means one for each core that this process may use.
         backend: "loky", processes on this machine; "dask" or "ray", a cluster's (`icl-interp[dask]`, `[ray]`).
         scheduler: the cluster's address; None starts one on this machine.
         progress: show a bar; None means only when the output is a terminal.
@@ -116,7 +116,7 @@ def sweep(
         SaveError: the disk refused; done rows are kept.
     """
     asked = cells(grid, seeds, task)
-    check_count("workers", workers := os.cpu_count() or 1 if workers is None else workers)
+    check_count("workers", workers := cpu_count() if workers is None else workers)
     place = Place(backend, workers, scheduler)
     folder, named = Path(out), _probes(probes)
     work = Work(engine, device, named, budget, analysis_seed, str(folder.resolve() / "runs") if keep else None)
