@@ -10,7 +10,6 @@ time with it, so the two are compared at equal Σ|μ|, which grows in both.  A t
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from functools import partial
 
@@ -82,9 +81,13 @@ def approximate_loss_flow(
         raise ValueError(f"until must be above 0; got {until!r}")
     if not 0 < covariate_var < np.inf:
         raise ValueError(f"covariate_var must be finite and above 0; got {covariate_var!r}")
-    sizes = {"dim": dim, "length": length, "noise_var": noise_var, "signal_var": signal_var * covariate_var}
-    theory.approximate_loss_gradients(omega, mu, **sizes)  # refuses what cannot be; after that nothing is new to check
-    gradients = partial(inspect.unwrap(theory.approximate_loss_gradients), **sizes)
+    gradients = partial(
+        theory.approximate_loss_gradients,
+        dim=dim,
+        length=length,
+        noise_var=noise_var,
+        signal_var=signal_var * covariate_var,
+    )
 
     def velocity(_: float, state: np.ndarray) -> np.ndarray:
         d_omega, d_mu = gradients(covariate_var * state[:heads], state[heads:])

@@ -103,6 +103,13 @@ def test_what_it_refuses(change: dict[str, Any], message: str) -> None:
         flow.approximate_loss_flow(**given | change)
 
 
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
+def test_a_flow_that_overflows_is_refused() -> None:
+    far = np.array([12.0, -12.0])
+    with pytest.raises(ValueError, match="omega must be finite"):
+        flow.approximate_loss_flow(far, far / 12, dim=5, length=40, noise_var=0.1)
+
+
 # --- Beside a training ------------------------------------------------------------------------------------------------
 
 PAIR = Groups(np.array([True, False]), np.array([False, True]))
