@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -95,8 +94,3 @@ def greatest(estimates: Iterable[Estimate], sign: int = 1) -> Estimate:
 def mean_over(runs: Iterable[Float[np.ndarray, "prompts"]]) -> Float[np.ndarray, "prompts"]:
     """Of several seeds, prompt by prompt."""
     return np.mean(list(runs), 0)
-
-
-def joined(parts: Iterable[Tensor]) -> np.ndarray:
-    """Pieces, prompts last."""
-    return torch.cat(list(parts), -1).numpy()

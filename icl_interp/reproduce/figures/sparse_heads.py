@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Float
+from torch import Tensor
 
 from icl_interp.passes import BOUND
 from icl_interp.probing import Estimate, Heatmap, Lines, Table, Text, Threshold, levelled, mean_of, ratio_of
@@ -26,7 +28,6 @@ from icl_interp.reproduce.deep_readings import (
     descents,
     excesses,
     greatest,
-    joined,
     mean_over,
     model_of,
     named,
@@ -130,11 +131,11 @@ class Use:
         """On prompts like the training's."""
         task = bench.schedule.sparse
         model = model_of(run, task)
-        pieces = model.pieces(bench.prompts("sparse, ablations", noiseless(task), ABLATED))
-        without = [
-            of_one - whole for piece in pieces for whole, of_one in [ablated_errors(model, piece, nothing(model))]
-        ]
-        worth = joined(without)
+        parts: list[Tensor] = []
+        for piece in model.pieces(bench.prompts("sparse, ablations", noiseless(task), ABLATED)):
+            whole, without = ablated_errors(model, piece, nothing(model))
+            parts.append(without - whole)
+        worth = torch.cat(parts, -1).numpy()
         used = tuple(heads_in_use(layer, MATTERS * task.signal_var) for layer in worth)
         return cls(worth, used, tuple(worth.mean(-1).argmax(-1).tolist()))
 

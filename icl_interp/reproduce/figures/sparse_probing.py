@@ -16,7 +16,7 @@ from jaxtyping import Float
 from icl_interp import passes
 from icl_interp.estimators import preprocess
 from icl_interp.probing import Estimate, Lines, Table, Text, Threshold, mean_of, ratio_of, rounded
-from icl_interp.records import Run
+from icl_interp.pruning import Model
 from icl_interp.reproduce.bench import Bench
 from icl_interp.reproduce.deep_readings import (
     PLAIN,
@@ -48,12 +48,11 @@ LESS = Threshold("a tenth less than gradient descent on x of as many steps as la
 def sparse_probing(bench: Bench) -> Made:
     """Ridge probes on the residual stream of the models with most heads."""
     name = f"sparse-h{max(bench.schedule.sparse_heads)}"
-    read = [Read.of(bench, run) for run in bench.runs(name)]
-    layers, task = len(read[0].risks), bench.schedule.sparse
-    steps = range(1, layers)
-    known = {k: p(_prompts(bench, task)[PROBED // 2 :]) for k, p in descents(bench, task, steps).items()}
-    truth = _prompts(bench, task)[PROBED // 2 :].y_q
-    errors = {k: (own - truth).square()[:, 0].numpy() for k, own in known.items()}
+    task = bench.schedule.sparse
+    prompt = _prompts(bench, task)
+    read = [Read.of(prompt, model_of(run, task)) for run in bench.runs(name)]
+    judged, known = prompt[PROBED // 2 :], descents(bench, task, range(1, len(read[0].risks)))
+    errors = {k: (predict(judged) - judged.y_q).square()[:, 0].numpy() for k, predict in known.items()}
     return _claims(read, errors, bench.schedule.whole_sparse), [
         _table(read, errors),
         _drawn(read[0], errors),
@@ -80,10 +79,8 @@ class Read:
     risks: tuple[Float[np.ndarray, "prompts"], ...]
 
     @classmethod
-    def of(cls, bench: Bench, run: Run) -> Read:
+    def of(cls, prompt: Prompt, model: Model) -> Read:
         """Fit on one half of the prompts, judge on the other."""
-        task = bench.schedule.sparse
-        prompt, model = _prompts(bench, task), model_of(run, task)
         streams = [s[:, -1].numpy() for s in passes.residuals(model.weights, model.config, prompt.z)]
         x_q, r = prompt.x_q, (prompt.x * prompt.y).mean(1)
         wanted = preprocess(prompt).x_q.numpy()

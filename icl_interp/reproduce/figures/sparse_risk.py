@@ -21,7 +21,6 @@ from icl_interp.reproduce.deep_readings import (
     Errors,
     descents,
     excesses,
-    greatest,
     named,
     ridge,
 )
@@ -125,8 +124,8 @@ def _most(
 ) -> tuple[Setting, Estimate]:
     """Where a difference is largest, and its mean there."""
     means = {setting: mean_of(difference(found[setting])) for setting in settings}
-    most = greatest(means.values())
-    return next(setting for setting, mean in means.items() if mean is most), most
+    where = max(means, key=lambda setting: means[setting].value)
+    return where, means[where]
 
 
 def _where(setting: Setting) -> str:
