@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from icl_interp.activations import register_activation
     from icl_interp.analysis import Analysis, analyze
     from icl_interp.circuits import Circuits
+    from icl_interp.comparison import Comparison, compare
     from icl_interp.config import ModelConfig
     from icl_interp.errors import CheckpointError, ConfigError, ICLError, SaveError, TrainingError
     from icl_interp.formats import load
@@ -34,6 +35,7 @@ _HOMES = {
     "activations": ("register_activation",),
     "analysis": ("Analysis", "analyze"),
     "circuits": ("Circuits",),
+    "comparison": ("Comparison", "compare"),
     "config": ("ModelConfig",),
     "errors": ("CheckpointError", "ConfigError", "ICLError", "SaveError", "TrainingError"),
     "formats": ("load",),
@@ -49,6 +51,7 @@ __all__ = [
     "Analysis",
     "CheckpointError",
     "Circuits",
+    "Comparison",
     "ConfigError",
     "Dynamics",
     "ICLError",
@@ -66,6 +69,7 @@ __all__ = [
     "TrainConfig",
     "TrainingError",
     "analyze",
+    "compare",
     "kms",
     "load",
     "register_activation",

@@ -488,6 +488,12 @@ def test_the_readmes_example_runs(tmp_path, monkeypatch, capsys):
     (sweeping,) = re.findall(r"```python\n(swept = .*?)```", readme, flags=re.DOTALL)
     exec(sweeping.replace('"steps": 300', '"steps": 5').replace("seeds=4", "seeds=1, workers=1, budget=64"), names)
     assert len(names["rows"]) == 3
+    assert (tmp_path / "runs" / "sweep" / "sweep.html").is_file()
+
+    (population,) = re.findall(r"```python\n(configs = .*?)```", readme, flags=re.DOTALL)
+    (comparing,) = re.findall(r"```python\n(compared = .*?)```", readme, flags=re.DOTALL)
+    exec(population.replace("steps=300", "steps=5") + comparing.replace("2_048", "64"), names)
+    assert "two heads" in capsys.readouterr().out
 
     (tools,) = re.findall(r"```python\n(from transformer_lens .*?)```", readme, flags=re.DOTALL)
     exec(tools.replace("4_096", "64"), names)

@@ -230,7 +230,7 @@ def test_help_shows_examples(capsys, command):
     assert f"  icl-interp {' '.join(command)}".rstrip() in examples
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "analyze", "sweep", "probes", "reproduce"])
+@pytest.mark.parametrize("command", ["demo", "train", "analyze", "compare", "sweep", "probes", "reproduce"])
 def test_the_examples_in_the_help_and_the_readme_are_commands(capsys, command):
     """Each parses: an option that was renamed would be refused before the missing run is."""
     _, output, _ = invoke(capsys, command, "--help")

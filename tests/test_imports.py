@@ -49,6 +49,8 @@ ROOMS = [
     "probes",
     "calibration",
     "analysis",
+    "analysis_files",
+    "comparison",
     "sweeps",
     "reproduce",
     "testing",
@@ -59,6 +61,7 @@ ROOMS = [
 FOR_PROBES = ROOMS[: ROOMS.index("probing") + 1]
 # What is shown, and the types of its parts.
 FOR_REPORTS = {"probing", "calibration", "analysis", "records", "circuits", "config", "tasks", "errors", "reproduce"}
+FOR_REPORTS |= {"comparison", "sweeps"}
 
 
 def python(code):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 DEMO_FOLDER, DEMO_STEPS = "runs/demo", 50_000
 REPRODUCE_FOLDER = "runs/reproduce"
+COMPARE_PAGE = "runs/compare.html"
 
 
 def train(options: argparse.Namespace) -> int:
@@ -118,6 +119,20 @@ def _report(result: Analysis, folder: Path) -> int:
     return complain(f"probes that did not finish: {', '.join(unfinished)}", FAILED) if unfinished else OK
 
 
+def compare(options: argparse.Namespace) -> int:
+    """Analyze runs or read their reports, and put them side by side."""
+    from icl_interp import compare
+
+    found = compare(*options.checkpoints, probes=options.probe, seed=options.seed, budget=options.budget)
+    try:
+        found.to_html(options.out)
+    finally:
+        print(found)
+    print("written, to open in a browser,")
+    print(Path(options.out).resolve().as_uri())
+    return OK
+
+
 def sweep(options: argparse.Namespace) -> int:
     """Train and analyze a grid of runs, and say how often each claim holds."""
     from icl_interp.sweeps import Sweep, sweep
@@ -135,7 +150,9 @@ def sweep(options: argparse.Namespace) -> int:
             counts = rows[name].value_counts()
             print(f"{claim:<50}" + ", ".join(f"{count:,} {status}" for status, count in counts.items()))
     wrong = sum(rows["error"].notna())
-    print(printable(f"written: {found.folder / 'rows.parquet'}, {len(rows):,} rows"))
+    page = found.to_html()
+    print(printable(f"written: {found.folder / 'rows.parquet'}, {len(rows):,} rows, and, to open in a browser,"))
+    print(page.resolve().as_uri())
     return complain(f"{wrong:,} of {len(rows):,} runs failed: see the column error", FAILED) if wrong else OK
 
 

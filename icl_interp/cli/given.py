@@ -77,6 +77,7 @@ def sweep(options: argparse.Namespace) -> dict[str, object]:
     grid = {**told.pop("grid", {}), **_grid(options)}
     own = {"seeds": options.seeds, "out": options.out, "probes": options.probe, "budget": options.budget}
     own |= {"workers": options.workers, "keep": options.keep or None}
+    own |= {"reports": options.reports or None, "retry": options.retry or None}
     own |= {"backend": options.backend, "scheduler": options.scheduler}
     told |= {name: value for name, value in own.items() if value is not None}
     if unknown := set(told) - set(own) - {"analysis_seed", "engine", "device"}:

@@ -23,6 +23,7 @@ def parser() -> argparse.ArgumentParser:
     _add_demo(known)
     _add_train(known)
     _add_analyze(known)
+    _add_compare(known)
     _add_sweep(known)
     _add_reproduce(known)
     probes = _command(known, "probes", "list the probes that are installed", "icl-interp probes")
@@ -138,6 +139,32 @@ def _add_analyze(known: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     analyze.set_defaults(command=commands.analyze)
 
 
+def _add_compare(known: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    compare = _command(
+        known,
+        "compare",
+        "two to a dozen runs or reports side by side: verdicts, roles, ω, μ and risks on one scale",
+        "icl-interp compare runs/h2 runs/h4\n"
+        "icl-interp compare runs/h2/report.json runs/h4/report.html --out runs/h2-h4.html",
+    )
+    compare.add_argument(
+        "checkpoints",
+        nargs="+",
+        metavar="RUN",
+        help="a run, which is analyzed, or a report (report.json, report.html), which is read",
+    )
+    compare.add_argument(
+        "--out",
+        metavar="FILE.html",
+        default=commands.COMPARE_PAGE,
+        help=f"the page (default {commands.COMPARE_PAGE}, which is replaced)",
+    )
+    compare.add_argument("--probe", action="append", metavar="NAME", help="only this probe; may be repeated")
+    compare.add_argument("--seed", type=int, default=0, help="of the prompts that probes draw, the same for all runs")
+    compare.add_argument("--budget", type=int, help="prompts a measurement may draw (default: 131,072)")
+    compare.set_defaults(command=commands.compare)
+
+
 def _add_sweep(known: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     sweep = _command(
         known,
@@ -156,8 +183,10 @@ def _add_sweep(known: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     sweep.add_argument("--out", metavar="FOLDER", help="where rows go; a sweep that was begun there goes on")
     sweep.add_argument("--seeds", type=int, metavar="N", help="seeds from 0 on (default 1)")
     sweep.add_argument("--probe", action="append", metavar="NAME", help="only this probe; may be repeated")
-    sweep.add_argument("--budget", type=int, help="prompts a measurement may draw (default 4096)")
+    sweep.add_argument("--budget", type=int, help="prompts a measurement may draw (default 1536)")
     sweep.add_argument("--keep", action="store_true", help="keep the runs themselves")
+    sweep.add_argument("--reports", action="store_true", help="with --keep: a report for each of them, 2 MB")
+    sweep.add_argument("--retry", action="store_true", help="try runs that failed again")
     sweep.add_argument("--workers", type=int, help="processes (default: one a core)")
     sweep.add_argument("--backend", choices=("loky", "dask", "ray"), help="this machine's processes, or a cluster's")
     sweep.add_argument("--scheduler", metavar="ADDRESS", help="of the cluster (default: one is started here)")

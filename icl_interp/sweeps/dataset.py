@@ -61,11 +61,13 @@ class Dataset:
         if not files:
             return pd.DataFrame({"cell": pd.Series(dtype=str)})
         rows = pd.concat([_read(file) for file in files], ignore_index=True)
-        return rows.drop_duplicates("cell").sort_values("cell", ignore_index=True)
+        # A run that was tried again has its newer row in a part.
+        return rows.drop_duplicates("cell", keep="last").sort_values("cell", ignore_index=True)
 
-    def done(self) -> set[str]:
-        """Cells that have a row."""
-        return set(self.frame()["cell"])
+    def done(self, failed: bool = True) -> set[str]:
+        """Cells that have a row; those that `failed` only if asked for."""
+        rows = self.frame()
+        return set(rows["cell"] if failed or rows.empty else rows["cell"][rows["error"].isna()])
 
     def add(self, rows: Sequence[Row]) -> None:
         """Write them down.

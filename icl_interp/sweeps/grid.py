@@ -33,14 +33,15 @@ class Cell:
         return hashlib.sha256(dumps(to_data(self.config), indent=None).encode()).hexdigest()[:16]
 
     @property
-    def parameters(self) -> dict[str, str | bool | int | float]:
-        """Every parameter of the run that is a number, a word or a flag, by name; what is larger as JSON."""
+    def parameters(self) -> dict[str, str | bool | int | float | None]:
+        """Every parameter of the run, by name: numbers, words and flags as they are, what is larger as JSON."""
         config, model, task = self.config, self.config.model, self.config.task
-        named: dict[str, str | bool | int | float] = {"task": type(task).__name__}
+        named: dict[str, str | bool | int | float | None] = {"task": type(task).__name__}
         for part in (task, model, config):
             for name, value in _fields(part).items():
                 if name not in ("task", "model"):
-                    named[name] = value if isinstance(value, str | bool | int | float) else dumps(to_data(value))
+                    plain = value is None or isinstance(value, str | bool | int | float)
+                    named[name] = value if plain else dumps(to_data(value), indent=None)
         return named
 
 

@@ -39,6 +39,7 @@ class Work:
         engine, device: that train.
         probes, budget, seed: of the analysis.
         keep: the folder that runs are kept in; None if they are not.
+        reports: whether a kept run has its report beside it.
     """
 
     engine: EngineName
@@ -47,6 +48,7 @@ class Work:
     budget: int | None
     seed: int
     keep: str | None
+    reports: bool = False
 
     def rows(self, cells: Sequence[Cell]) -> list[Row]:
         """Of cells that are trained together, on one core; a cell that fails costs no other.
@@ -79,9 +81,13 @@ class Work:
         if isinstance(run, str):
             return failed(cell, run)
         try:
-            if self.keep is not None and run.origin == "memory":
-                run.save(Path(self.keep) / cell.key, overwrite=True)
-            return row_of(cell, analyze(run, probes=self.probes, seed=self.seed, budget=self.budget))
+            place = Path(self.keep) / cell.key if self.keep is not None else None
+            if place is not None and run.origin == "memory":
+                run.save(place, overwrite=True)
+            analysis = analyze(run, probes=self.probes, seed=self.seed, budget=self.budget)
+            if place is not None and self.reports:
+                analysis.to_html(place / "report.html")
+            return row_of(cell, analysis)
         except Exception as error:
             return failed(cell, _said(error))
 

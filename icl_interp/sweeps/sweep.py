@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 from joblib import cpu_count
@@ -26,10 +28,11 @@ from icl_interp.sweeps.grid import MAIN, Cell, Grid, cells
 from icl_interp.sweeps.places import Backend, Place
 from icl_interp.sweeps.rows import Row
 from icl_interp.sweeps.running import Work, batches, run_all
+from icl_interp.sweeps.summary import Summary
 from icl_interp.tasks import Task
 from icl_interp.training.engines import EngineName
 
-BUDGET = 4_096  # prompts that one measurement may draw: a run costs a core-second then, and a sweep has many of them
+BUDGET = 1_536  # prompts that one measurement may draw: all probes of a run of eight heads take 0.8 core-seconds then
 SETTINGS = "sweep.json"
 COUNTED = ("holds", "fails", "inconclusive")
 
@@ -67,6 +70,24 @@ class Sweep:
         """
         return Run.load(self.folder / "runs" / cell)
 
+    def to_html(self, path: str | Path | None = None) -> Path:
+        """Write the summary page: how often claims hold, figures over any parameters, all runs to sort and to filter.
+
+        Args:
+            path: of the page, below 5 MB; None means `sweep.html` in the sweep's folder.
+
+        Raises:
+            CheckpointError: rows that cannot be read.
+            SaveError: the disk refused.
+        """
+        from icl_interp_reports import sweep_html
+
+        page = Path(path) if path is not None else self.folder / "sweep.html"
+        runs = os.path.relpath(self.folder / "runs", page.parent)
+        reports = {file.parent.name: file.name for file in self.folder.glob("runs/*/report.html")}
+        links = {cell: quote(f"{runs}/{cell}/{name}".replace(os.sep, "/")) for cell, name in sorted(reports.items())}
+        return write_file(page, sweep_html(Summary.of(self.to_pandas()), self.folder.resolve().name, links))
+
     def __repr__(self) -> str:
         rows = self.to_pandas()
         wrong = sum(rows["error"].notna()) if "error" in rows else 0
@@ -85,6 +106,8 @@ def sweep(
     engine: EngineName = "auto",
     device: str = "cpu",
     keep: bool = False,
+    reports: bool = False,
+    retry: bool = False,
     workers: int | None = None,
     backend: Backend = "loky",
     scheduler: str | None = None,
@@ -105,25 +128,31 @@ def sweep(
         analysis_seed: of those prompts.
         engine, device: that train, as for `train`.
         keep: whether the runs themselves are kept, in the folder `runs`.
+        reports: whether each kept run gets a report of its own, 2 MB in its folder; the summary page has a link to it.
+        retry: whether runs that failed are tried again.
         workers: processes; None means one for each core that this process may use.
         backend: "loky", processes on this machine; "dask" or "ray", a cluster's (`icl-interp[dask]`, `[ray]`).
         scheduler: the cluster's address; None starts one on this machine.
         progress: show a bar; None means only when the output is a terminal.
 
     Raises:
-        ConfigError: a name that is no parameter, a combination that cannot be, an unknown probe; a folder of a sweep
-            that is analyzed otherwise, or that is being written to.
+        ConfigError: a name that is no parameter, a combination that cannot be, an unknown probe, reports without runs;
+            a folder of a sweep that is analyzed otherwise, or that is being written to.
         SaveError: the disk refused; done rows are kept.
     """
     asked = cells(grid, seeds, task)
     check_count("workers", workers := cpu_count() if workers is None else workers)
     place = Place(backend, workers, scheduler)
+    if reports and not keep:
+        raise ConfigError("a report stands beside its run: reports=True needs keep=True")
     folder, named = Path(out), _probes(probes)
-    work = Work(engine, device, named, budget, analysis_seed, str(folder.resolve() / "runs") if keep else None)
+    runs = str(folder.resolve() / "runs") if keep else None
+    work = Work(engine, device, named, budget, analysis_seed, runs, reports)
     data = Dataset(folder)
     with data.alone():
         _agree(folder, work)
-        done = data.done()
+        data.join()
+        done = data.done(failed=not retry)
         todo = [cell for cell in asked if cell.key not in done]
         _run(todo, work, data, place, workers, progress)
         data.join()
@@ -132,7 +161,8 @@ def sweep(
 
 def _run(todo: list[Cell], work: Work, data: Dataset, place: Place, workers: int, progress: bool | None) -> None:
     hidden = not (sys.stderr.isatty() if progress is None else progress)
-    with tqdm(total=len(todo), unit=" runs", disable=hidden) as bar:
+    # Runs come a batch at a time: the time left is told from the mean over all of them.
+    with tqdm(total=len(todo), unit=" runs", smoothing=0, disable=hidden) as bar:
         counts: Counter[str] = Counter()
 
         def keep(rows: list[Row]) -> None:

@@ -2,6 +2,7 @@
 
 from icl_interp_reports.calibration import calibration_html
 from icl_interp_reports.calibration_text import calibration_markdown
+from icl_interp_reports.comparison import comparison_html, comparison_text
 from icl_interp_reports.gallery import gallery_html
 from icl_interp_reports.html import to_html
 from icl_interp_reports.markdown import gallery_markdown, to_markdown
@@ -14,6 +15,7 @@ from icl_interp_reports.notebook import (
     run_in_notebook,
     runs_in_notebook,
 )
+from icl_interp_reports.sweep import sweep_html
 from icl_interp_reports.terminal import (
     analysis_in_a_line,
     circuits_in_a_line,
@@ -38,6 +40,8 @@ __all__ = [
     "circuits_in_a_line",
     "circuits_in_notebook",
     "circuits_text",
+    "comparison_html",
+    "comparison_text",
     "gallery_html",
     "gallery_markdown",
     "outcome_in_a_line",
@@ -54,6 +58,7 @@ __all__ = [
     "runs_in_a_line",
     "runs_in_notebook",
     "runs_text",
+    "sweep_html",
     "to_html",
     "to_markdown",
     "to_text",

@@ -22,10 +22,14 @@ def drawn(blocks: Mapping[str, Block]) -> dict[str, str]:
     return {name: script_json(spec) for name, spec in figures.items() if spec is not None}
 
 
-def filled(template: str, figures: Mapping[str, str], **content: object) -> str:
-    """The page that a template which extends `page.html` makes of its content; `version` is who wrote it."""
-    script = asset("report.js")
-    scripts = [f"'{script_hash(script)}'"] + ([f"'{source_hash()}'"] if figures else [])
+def filled(template: str, figures: Mapping[str, str], *, first: str = "", **content: object) -> str:
+    """The page that a template which extends `page.html` makes of its content; `version` is who wrote it.
+
+    `first` names a script of the page's own, which runs before the one of all pages and may make figures.
+    """
+    script, own = asset("report.js"), asset(first) if first else ""
+    draws = bool(figures or own)
+    scripts = [f"'{script_hash(each)}'" for each in (own, script) if each] + ([f"'{source_hash()}'"] if draws else [])
     text = (
         environment()
         .get_template(template)
@@ -33,9 +37,10 @@ def filled(template: str, figures: Mapping[str, str], **content: object) -> str:
             **content,
             figures="{" + ",".join(f'"{name}":{text}' for name, text in figures.items()) + "}",
             pictures=figures,
-            plotly=packed() if figures else None,
+            plotly=packed() if draws else None,
             scripts=" ".join(scripts),
             script=script,
+            own_script=own,
             style=asset("report.css"),
         )
     )

@@ -1,4 +1,4 @@
-"""plotly.js as the report carries it: gzip in base85, and the hash by which the page's policy lets it run.
+"""plotly.js as a page carries it: gzip in base85, and the hash by which the page's policy lets it run.
 
 The source comes from the installed plotly package (4.8 MB; 1.84 MB as carried), never from the network.
 """
@@ -13,11 +13,16 @@ from functools import cache
 
 @cache
 def packed() -> tuple[str, int]:
-    """The source, gzipped, in base85, and how many bytes that is; the same source gives the same text.
+    """The source, as `carried`; the same source gives the same text."""
+    return carried(_source().encode())
 
-    RFC 1924's alphabet, but for a comma in place of "<", with which markup begins.  Base64 would take 120 kB more.
+
+def carried(content: bytes) -> tuple[str, int]:
+    """Bytes as a page carries them: gzipped, in base85; and how many bytes they are gzipped.
+
+    RFC 1924's alphabet, but for a comma in place of "<", with which markup begins.  Base64 would take 7 % more.
     """
-    compressed = gzip.compress(_source().encode(), 9, mtime=0)
+    compressed = gzip.compress(content, 9, mtime=0)
     return base64.b85encode(compressed, pad=True).decode().replace("<", ","), len(compressed)
 
 

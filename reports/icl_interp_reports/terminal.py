@@ -95,7 +95,7 @@ def runs_in_a_line(runs: Runs) -> str:
 def runs_text(runs: Runs) -> str:
     """What the first runs share, and a row for each."""
     facts, table = runs_in_words(runs)
-    return "\n".join([*told(facts), "", *_aligned(table)]).strip()
+    return "\n".join([*told(facts), "", *aligned(table)]).strip()
 
 
 def prompt_in_a_line(prompt: Prompt) -> str:
@@ -105,7 +105,7 @@ def prompt_in_a_line(prompt: Prompt) -> str:
 
 def prompt_text(prompt: Prompt) -> str:
     """Sizes, and the range of each of the four tensors."""
-    return "\n".join([prompt_in_a_line(prompt)[1:-1], *_aligned(prompt_table(prompt))])
+    return "\n".join([prompt_in_a_line(prompt)[1:-1], *aligned(prompt_table(prompt))])
 
 
 def circuits_in_a_line(circuits: Circuits) -> str:
@@ -138,7 +138,7 @@ def reproduction_text(reproduction: Reproduction) -> str:
     return "\n".join(lines)
 
 
-def _aligned(table: Table) -> list[str]:
+def aligned(table: Table) -> list[str]:
     """Columns as wide as what is in them: numbers to the right, words to the left."""
     if not table.rows:
         return []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 
 import pandas as pd
 import pytest
+from carrying import carried
 
 from icl_interp.errors import CheckpointError, ConfigError
 from icl_interp.records import Run
@@ -18,6 +20,7 @@ from icl_interp.sweeps import Sweep, sweep
 from icl_interp.sweeps.dataset import Dataset
 from icl_interp.sweeps.grid import cells
 from icl_interp.sweeps.places import Place
+from icl_interp.sweeps.rows import failed
 from icl_interp.sweeps.running import DIED, Work, batches, run_all
 from icl_interp.tasks import LinearRegression, SparseRegression
 
@@ -135,7 +138,7 @@ def test_done_cells_are_not_run_again_and_a_sweep_may_grow(tmp_path, monkeypatch
 def test_the_bar_counts_verdicts_and_failures(tmp_path, capsys):
     sweep({**TINY, "lr": [1e-3, 1e6], "optimizer": "sgd"}, out=tmp_path, workers=1, progress=True, **HOW)
     said = capsys.readouterr().err
-    assert "2/2" in said
+    assert re.search(r"2/2 \[\d\d:\d\d<\d\d:\d\d", said)  # how long it took, and will take
     assert "fails=" in said
     assert "failed=1" in said
 
@@ -285,3 +288,52 @@ def test_where_a_sweep_cannot_run(tmp_path, how, complaint):
     with pytest.raises(ConfigError, match=complaint):
         sweep(TINY, out=tmp_path / "out", **{**HOW, **how})
     assert not (tmp_path / "out").exists()
+
+
+# --- What comes of it ------------------------------------------------------------------------------------------------
+
+
+def test_rows_are_read_by_other_tools(swept):
+    import duckdb
+    import polars
+
+    file = str(swept.folder / "rows.parquet")
+    eta = swept.to_pandas()["kernel_fit.eta.value"]
+    assert polars.read_parquet(file)["kernel_fit.eta.value"].mean() == pytest.approx(eta.mean())
+    query = f"SELECT n_heads, avg(\"kernel_fit.eta.value\") FROM '{file}' GROUP BY n_heads ORDER BY n_heads"
+    assert [heads for heads, _ in duckdb.sql(query).fetchall()] == [1, 2]
+
+
+def test_the_summary_page_leads_to_reports(tmp_path):
+    found = sweep(TINY, seeds=2, out=tmp_path / "sweep", workers=1, keep=True, reports=True, **HOW)
+    cells = list(found.to_pandas()["cell"])
+    assert all((found.folder / "runs" / cell / "report.html").is_file() for cell in cells)
+    page = found.to_html()
+    assert page == found.folder / "sweep.html"
+    elsewhere = found.to_html(tmp_path / "pages" / "page.html")
+    header, _ = carried(page.read_text())
+    assert header["reports"] == {cell: f"runs/{cell}/report.html" for cell in cells}
+    header, _ = carried(elsewhere.read_text())
+    assert (elsewhere.parent / header["reports"][cells[0]]).is_file()
+
+
+def test_reports_need_runs(tmp_path):
+    with pytest.raises(ConfigError, match="reports=True needs keep=True"):
+        sweep(TINY, out=tmp_path / "out", reports=True)
+
+
+def test_failed_runs_are_tried_again_if_asked(tmp_path, monkeypatch):
+    how = {"seeds": 3, "out": tmp_path, "workers": 1, **HOW}
+    real = Work._row
+
+    def out_of_memory(self, cell, run):
+        return failed(cell, "MemoryError: no room") if cell.config.seed == 1 else real(self, cell, run)
+
+    monkeypatch.setattr(Work, "_row", out_of_memory)
+    assert sweep(TINY, **how).to_pandas()["error"].notna().sum() == 1
+    monkeypatch.undo()
+    assert sweep(TINY, **how).to_pandas()["error"].notna().sum() == 1
+    again = sweep(TINY, retry=True, **how).to_pandas()
+    assert len(again) == 3
+    assert again["error"].isna().all()
+    frames_equal(again, sweep(TINY, **{**how, "out": tmp_path / "other"}).to_pandas())

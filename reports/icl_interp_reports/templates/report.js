@@ -31,10 +31,14 @@
     return bytes.subarray(0, Number(element.dataset.bytes));
   }
 
+  const inflated = (element) => {
+    const packed = new Blob([unpacked(element)]).stream();
+    return new Response(packed.pipeThrough(new DecompressionStream("gzip")));
+  };
+
   async function loadPlotly() {
-    const packed = new Blob([unpacked(document.getElementById("plotly"))]).stream();
     const script = document.createElement("script");
-    script.textContent = await new Response(packed.pipeThrough(new DecompressionStream("gzip"))).text();
+    script.textContent = await inflated(document.getElementById("plotly")).text();
     document.head.append(script); // runs here and now, if the page's policy knows its hash
     if (!window.Plotly) throw new Error("plotly.js did not start");
   }
@@ -54,7 +58,7 @@
 
   function readScheme() {
     const c = colours();
-    scheme = { inert: c.inert, template: template(c) };
+    scheme = { inert: c.inert, template: template(c), oneSided: [[0, c.surface], [1, c.positive]] };
   }
 
   function template(c) {
@@ -131,7 +135,8 @@
     const touch = matchMedia("(pointer: coarse)").matches; // there a drag scrolls the page
     const own = { template: scheme.template, width, dragmode: touch || figure.panels ? false : "zoom" };
     if (!figure.panels) return merged(merged(figure.layout, single(figure, width)), own);
-    return merged(merged(figure.layout, arranged(figure, width)), { ...own, plot_bgcolor: scheme.inert });
+    const scale = figure.oneSided ? { coloraxis: { colorscale: scheme.oneSided } } : {};
+    return merged(merged(figure.layout, arranged(figure, width)), { ...own, ...scale, plot_bgcolor: scheme.inert });
   }
 
   // --- Drawing ---------------------------------------------------------------------------------------------------
@@ -184,6 +189,16 @@
       if (!drawing.has(place)) await new Promise((resolve) => idle(resolve));
       await draw(place);
     }
+  }
+
+  // A figure that has changed.
+  async function renew(place) {
+    place.hidden = !(place.id in figures);
+    if (place.hidden || !window.Plotly) return;
+    const { data, layout } = { ...figures[place.id], layout: layoutOf(figures[place.id], place.clientWidth) };
+    await Plotly.react(place, data, layout, { displayModeBar: false });
+    place.dataset.width = place.clientWidth;
+    place.dataset.drawn = "yes";
   }
 
   function redraw(places, { recoloured = false, width = 0 } = {}) {
@@ -267,6 +282,7 @@
   // --- Start -----------------------------------------------------------------------------------------------------
 
   async function start() {
+    await window.prepare?.({ figures, inflated, renew, all });
     all("table.sortable").forEach(sortable);
     focusable();
     let asked = false;
@@ -276,13 +292,13 @@
     };
     addEventListener("resize", soon);
     all("details").forEach((details) => details.addEventListener("toggle", soon));
-    const places = all(".drawn").filter((place) => place.id in figures);
+    const anywhere = all(".drawn"), places = anywhere.filter((place) => place.id in figures);
     const dark = matchMedia("(prefers-color-scheme: dark)"), button = document.getElementById("theme");
     const isDark = () => (root.dataset.theme || (dark.matches ? "dark" : "light")) === "dark";
     const themed = () => {
       button.textContent = isDark() ? "Light" : "Dark";
       readScheme();
-      redraw(places, { recoloured: true });
+      redraw(anywhere, { recoloured: true });
     };
     button.addEventListener("click", () => ((root.dataset.theme = isDark() ? "light" : "dark"), themed()));
     dark.addEventListener("change", themed);
@@ -293,12 +309,12 @@
         await loadPlotly();
         await drawNear(places);
         root.dataset.usable = "yes";
-        new ResizeObserver(() => redraw(places)).observe(document.querySelector("main"));
+        new ResizeObserver(() => redraw(anywhere)).observe(document.querySelector("main"));
         addEventListener("beforeprint", () => {
           places.filter((place) => !place.dataset.drawn).forEach(draw);
-          redraw(places, { width: PAPER });
+          redraw(anywhere, { width: PAPER });
         });
-        addEventListener("afterprint", () => redraw(places));
+        addEventListener("afterprint", () => redraw(anywhere));
         if (root.dataset.draw !== "late") await drawRest(places); // a gallery has too many
       } catch (error) {
         lost();
