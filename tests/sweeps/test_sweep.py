@@ -12,7 +12,6 @@ import time
 
 import pandas as pd
 import pytest
-from carrying import carried
 
 from icl_interp.errors import CheckpointError, ConfigError
 from icl_interp.records import Run
@@ -305,6 +304,8 @@ def test_rows_are_read_by_other_tools(swept):
 
 
 def test_the_summary_page_leads_to_reports(tmp_path):
+    from carrying import carried  # not for a cluster's workers, which import this file too
+
     found = sweep(TINY, seeds=2, out=tmp_path / "sweep", workers=1, keep=True, reports=True, **HOW)
     cells = list(found.to_pandas()["cell"])
     assert all((found.folder / "runs" / cell / "report.html").is_file() for cell in cells)
