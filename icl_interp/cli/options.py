@@ -107,7 +107,9 @@ def _add_train(known: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     how.add_argument("--records", type=int, default=300, help="points of the training to keep (default 300)")
     how.add_argument("--seed", type=int, default=0)
     how.add_argument("--data-seed", type=int, help="seed of the prompts alone (default: the same as --seed)")
-    how.add_argument("--engine", choices=("auto", "numba", "torch"), default="auto", help="what trains (default auto)")
+    how.add_argument(
+        "--engine", choices=("auto", "cuda", "numba", "torch"), default="auto", help="what trains (default auto)"
+    )
     how.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     train.set_defaults(command=commands.train)
 

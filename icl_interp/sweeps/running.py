@@ -23,7 +23,7 @@ from icl_interp.sweeps.grid import Cell
 from icl_interp.sweeps.places import Place
 from icl_interp.sweeps.rows import Row, failed, row_of
 from icl_interp.sweeps.threads import one_thread
-from icl_interp.training.engines import EngineName, choose
+from icl_interp.training.engines import COMPILED, EngineName, choose
 from icl_interp.training.population import Population
 
 T = TypeVar("T")
@@ -108,14 +108,14 @@ def _said(error: Exception) -> str:
 
 
 def batches(cells: Sequence[Cell], engine: EngineName, device: str, workers: int) -> list[list[Cell]]:
-    """Cells that train as one population: those of the numba engine that have the same sizes, others by themselves.
+    """Cells that train as one population: those of compiled engines that have the same sizes, others by themselves.
 
     The torch engine rounds otherwise in another company, and a row must not depend on that.
     """
     groups: dict[object, list[Cell]] = defaultdict(list)
     for cell in cells:
         config = cell.config
-        alone = _engine(cell, engine, device) != "numba"
+        alone = _engine(cell, engine, device) not in COMPILED
         groups[cell.key if alone else (config.steps, config.batch_size, repr(config.task), repr(config.model))].append(
             cell
         )

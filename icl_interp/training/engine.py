@@ -14,7 +14,7 @@ from icl_interp.config import ModelConfig
 from icl_interp.records import TrainConfig
 from icl_interp.tasks import Prompt
 from icl_interp.training.seeds import init_seed
-from icl_interp.weights import Weights, initial_weights
+from icl_interp.weights import Weights, initial_weights, weight_shapes
 
 # Below so many multiply-adds a step is small.  A GPU would only wait for its kernels to start: about 40 of them, some
 # 10 µs each.  A second thread gains torch 0 to 7 % where it is free, and costs a factor of six where it is not.
@@ -64,6 +64,18 @@ class EngineType(Protocol):
 def starting_weights(config: TrainConfig) -> Weights:
     """What a run starts from: drawn on the CPU, the same for every engine and device."""
     return initial_weights(config.model, torch.Generator().manual_seed(init_seed(config.seed)))
+
+
+def flattened(weights: Weights) -> Float[np.ndarray, "parameters"]:
+    """The weights of one layer in a row, as compiled engines hold them: float32, W_Q of all heads, W_K, W_V, W_O."""
+    return torch.cat([weight[0].flatten() for weight in weights.values()]).float().numpy()
+
+
+def unflattened(flat: Float[np.ndarray, "parameters"], model: ModelConfig) -> Weights:
+    """The inverse of `flattened`; the tensors share the row's memory."""
+    shapes = weight_shapes(model)
+    parts = torch.from_numpy(flat).split([int(np.prod(shape)) for shape in shapes.values()])
+    return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
 def optimizer_settings(config: TrainConfig) -> tuple[float, ...]:

@@ -19,7 +19,11 @@ from icl_interp.training.engine import SMALL_STEP, Engine, EngineType
 from icl_interp.training.prompts import is_gaussian
 from icl_interp.weights import Weights
 
-EngineName = Literal["auto", "numba", "torch"]
+EngineName = Literal["auto", "cuda", "numba", "torch"]
+COMPILED = ("cuda", "numba")  # for one-layer models on Gaussian prompts; a run does not depend on its company at all
+# Multiply-adds of a training, 200,000 steps of the paper's: from here on the CUDA engine gains on one core what its
+# kernel takes to compile, some five seconds.  Estimated from its instructions, not measured.
+LONG_TRAINING = 25_000_000_000
 
 
 def choose(config: TrainConfig, engine: str, device: str | torch.device) -> tuple[str, torch.device]:
@@ -29,9 +33,13 @@ def choose(config: TrainConfig, engine: str, device: str | torch.device) -> tupl
         ConfigError: an unknown engine or device, a device that is not there, an engine that cannot train `config`.
     """
     check_choice("engine", engine, get_args(EngineName))
-    obstacle = _obstacle(config, device)
-    if engine == "numba" and obstacle:
-        raise ConfigError(f"engine 'numba' cannot train this: {obstacle}; use 'torch' or 'auto'")
+    unfit = _unfit(config)
+    if engine in COMPILED and (obstacle := unfit or _too_large(engine, config) or _misplaced(engine, device)):
+        raise ConfigError(f"engine {engine!r} cannot train this: {obstacle}; use 'torch' or 'auto'")
+    if engine == "cuda":
+        return engine, torch.device("cuda" if device == "auto" else device)
+    if engine == "auto" and device in ("auto", "cuda") and not unfit and is_long(config) and _fits_a_gpu(config):
+        return "cuda", torch.device("cuda")
     if device != "auto":
         chosen = named_device(device)
     elif engine != "numba" and torch.cuda.is_available() and not is_small(config):
@@ -39,14 +47,38 @@ def choose(config: TrainConfig, engine: str, device: str | torch.device) -> tupl
     else:
         chosen = torch.device("cpu")
     if engine == "auto":
-        engine = "torch" if chosen.type == "cuda" or obstacle else "numba"
+        engine = "torch" if chosen.type == "cuda" or unfit else "numba"
     return engine, chosen
 
 
+def gpus() -> int:
+    """How many the CUDA engine could use: none without numba-cuda."""
+    try:
+        from numba import cuda
+
+        return len(cuda.gpus) if cuda.is_available() else 0
+    except Exception:  # neither a driver nor its library need be there
+        return 0
+
+
+def _fits_a_gpu(config: TrainConfig) -> bool:
+    return gpus() > 0 and _too_large("cuda", config) is None
+
+
 def is_small(config: TrainConfig) -> bool:
-    """Whether a step is too small for a GPU to gain."""
+    """Whether a step is too small for a GPU to gain, where every operation of it is a kernel of its own."""
+    return _work(config) < SMALL_STEP
+
+
+def is_long(config: TrainConfig) -> bool:
+    """Whether all steps together are worth a kernel that is compiled for them."""
+    return config.steps * _work(config) >= LONG_TRAINING
+
+
+def _work(config: TrainConfig) -> int:
+    """Multiply-adds of a step, but for a factor."""
     model = config.model
-    return config.batch_size * config.task.length * model.n_heads * model.d_model * model.n_layers < SMALL_STEP
+    return config.batch_size * config.task.length * model.n_heads * model.d_model * model.n_layers
 
 
 def build(configs: Sequence[TrainConfig], choices: Sequence[tuple[str, torch.device]]) -> Engine:
@@ -72,13 +104,17 @@ def engine_type(name: str) -> EngineType:
         from icl_interp.training.numba_engine import NumbaEngine  # numba takes half a second, and not all need it
 
         return NumbaEngine
+    if name == "cuda":
+        from icl_interp.training.cuda_engine import CudaEngine
+
+        return CudaEngine
     from icl_interp.training.torch_engine import TorchEngine
 
     return TorchEngine
 
 
-def _obstacle(config: TrainConfig, device: str | torch.device) -> str | None:
-    """Why the numba engine cannot train `config` on `device`; None if it can."""
+def _unfit(config: TrainConfig) -> str | None:
+    """Why no compiled engine can train `config`; None if they can."""
     if config.model.n_layers != 1:
         return f"it trains models of one layer, and n_layers is {config.model.n_layers}"
     if config.model.extras:
@@ -92,8 +128,35 @@ def _obstacle(config: TrainConfig, device: str | torch.device) -> str | None:
         return f"it has no code for an activation of one's own, and activation is {config.model.activation!r}"
     if not is_gaussian(config):
         return f"it draws the prompts of linear regressions itself, and the task is {config.task!r}"
-    if device != "auto" and named_device(device).type != "cpu":
-        return f"it runs on the CPU, and device is {str(device)!r}"
+    return None
+
+
+def _too_large(engine: str, config: TrainConfig) -> str | None:
+    """Why the CUDA engine's kernel has no room for `config`; None if it has."""
+    if engine == "numba":
+        return None
+    from icl_interp.training.gpu.shapes import shape_for
+
+    try:
+        shape_for(config)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def _misplaced(engine: str, device: str | torch.device) -> str | None:
+    """Why a compiled engine cannot run on `device`; None if it can."""
+    if engine == "numba":
+        wrong = device != "auto" and named_device(device).type != "cpu"
+        return f"it runs on the CPU, and device is {str(device)!r}" if wrong else None
+    there = gpus()
+    if not there:
+        return "it needs a GPU and numba-cuda (pip install icl-interp[cuda]), and finds none"
+    if device == "auto":
+        return None
+    place = torch.device(device)
+    if place.type != "cuda" or (place.index or 0) >= there:
+        return f"it runs on one of {there} GPUs, and device is {str(device)!r}"
     return None
 
 

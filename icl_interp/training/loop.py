@@ -69,7 +69,8 @@ def train(
         steps, batch_size, lr, optimizer, weight_decay, betas, momentum, seed, n_records, data_seed, schedule, warmup,
             clip: see `TrainConfig`.
         engine: "numba" for one layer of heads on a prompt's columns and linear regressions, of one response or several,
-            at a constant rate, on the CPU; "torch" for everything; "auto" takes the fastest that can.
+            at a constant rate, on the CPU; "cuda" for the same on GPUs (`icl-interp[cuda]`); "torch" for everything;
+            "auto" takes the fastest that can.
         device: "auto" takes a GPU where there is one and a step is large enough to gain from it.
         out: folder to save the run in.
         overwrite: whether a run that is already there may be replaced, or a training that was cut short forgotten.

@@ -26,9 +26,9 @@ from icl_interp.training.compiled.compiler import LANES, aligned
 from icl_interp.training.compiled.prompts import Source
 from icl_interp.training.compiled.step import Folded, Optimizer, Scratch, Sizes
 from icl_interp.training.compiled.weights import ADAM, ADAMW, SGD
-from icl_interp.training.engine import optimizer_settings, starting_weights
+from icl_interp.training.engine import flattened, optimizer_settings, starting_weights, unflattened
 from icl_interp.training.gaussian import gaussian, tile
-from icl_interp.weights import Weights, weight_shapes
+from icl_interp.weights import Weights
 
 MAX_COLUMNS = 128  # heads of a unit: what is summed for them then stays in a second-level cache
 LONG_STEP = 20_000_000  # multiply-adds, half a millisecond: dividing a step gains more than handing over costs
@@ -48,13 +48,13 @@ class NumbaEngine:
     def grad(model: ModelConfig, weights: Weights, prompt: Prompt) -> tuple[float, Weights]:
         """Loss and gradient at `prompt`, computed as `advance` computes them."""
         sizes = _sizes(model, prompt.length, len(prompt))
-        flat = aligned(_flatten(weights)[None])
+        flat = aligned(flattened(weights)[None])
         optimizer = Optimizer(SGD, flat, np.zeros_like(flat), flat, flat, np.zeros((1, 5)))
         folded = _folded(sizes)
         kernel.run(
             0, 1, 0, len(folded.loss), 1, optimizer, folded, _given(prompt, sizes), _scratch(sizes), np.zeros(1), sizes
         )
-        return float(folded.loss.sum() / (sizes.batch * sizes.outputs)), _weights(optimizer.grad[0], model)
+        return float(folded.loss.sum() / (sizes.batch * sizes.outputs)), unflattened(optimizer.grad[0], model)
 
     def advance(self, steps: int) -> None:
         """Take optimiser steps, each on fresh prompts.  A run that has taken its config's `steps` stands still."""
@@ -79,7 +79,7 @@ class NumbaEngine:
         found: list[Weights] = [{}] * self._count
         for unit in self._units:
             for run, flat in zip(unit.runs, unit.optimizer.weights, strict=True):
-                found[run] = _weights(flat.copy(), unit.model)
+                found[run] = unflattened(flat.copy(), unit.model)
         return found
 
     def state(self) -> dict[str, Tensor]:
@@ -105,7 +105,7 @@ class _Unit:
         self.runs, self.model, self.step, self._steps = runs, first.model, 0, first.steps
         self._sizes = _sizes(first.model, first.task.length, first.batch_size, len(runs))
         self._source, self._folded, self._scratch = gaussian(first), _folded(self._sizes), _scratch(self._sizes)
-        start = np.stack([_flatten(starting_weights(configs[run])) for run in runs])
+        start = np.stack([flattened(starting_weights(configs[run])) for run in runs])
         self.optimizer = Optimizer(
             OPTIMIZERS[first.optimizer],
             *(aligned(array) for array in (start, 0 * start, 0 * start, 0 * start)),
@@ -234,16 +234,6 @@ def _given(prompt: Prompt, sizes: Sizes) -> Source:
         True,
         *map(aligned, in_rows),
     )
-
-
-def _flatten(weights: Weights) -> np.ndarray:
-    return torch.cat([weight[0].flatten() for weight in weights.values()]).float().numpy()
-
-
-def _weights(flat: np.ndarray, model: ModelConfig) -> Weights:
-    shapes = weight_shapes(model)
-    parts = torch.from_numpy(flat).split([int(np.prod(shape)) for shape in shapes.values()])
-    return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
 def _zeros(*shape: int) -> np.ndarray:

@@ -108,7 +108,8 @@ class Population:
         config, recorder, (engine, device) = self._configs[index], self._recorders[index], self._choices[index]
         earlier = [] if self._journal is None else self._journal.parts(index, recorder.names)
         dynamics = recorder.join([part for part in (*earlier, recorder.part()) if part])
-        versions = {name: version(name) for name in dict.fromkeys(("icl-interp", "torch", "numpy", engine))}
+        named = ("icl-interp", "torch", "numpy", "numba-cuda" if engine == "cuda" else engine)
+        versions = {name: version(name) for name in dict.fromkeys(named)}
         return Run(
             model_config=config.model,
             weights={name: snapshots[-1].clone() for name, snapshots in dynamics.snapshots.items()},

@@ -14,6 +14,7 @@ from icl_interp.config import ModelConfig
 from icl_interp.errors import ConfigError
 from icl_interp.records import TrainConfig
 from icl_interp.tasks import LinearRegression, Prompt, kms
+from icl_interp.training import engines
 from icl_interp.training.engines import build, choose
 
 TASK = LinearRegression(3, 12)
@@ -65,6 +66,27 @@ def test_a_gpu_is_worth_a_large_step_only(monkeypatch: pytest.MonkeyPatch) -> No
         choose(PLAIN, "numba", "cuda")
 
 
+def test_the_cuda_engine_is_worth_a_long_training_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    long = TrainConfig(LinearRegression(5, 40), ModelConfig(5, n_heads=2), steps=500_000)
+    deep = dataclasses.replace(long, model=ModelConfig(5, n_layers=2))
+    wide = dataclasses.replace(long, task=LinearRegression(100, 40), model=ModelConfig(100))
+    with pytest.raises(ConfigError, match=r"it needs a GPU and numba-cuda \(pip install icl-interp\[cuda\]\)"):
+        choose(long, "cuda", "auto")
+    assert choose(long, "auto", "auto") == ("numba", CPU)
+    monkeypatch.setattr(engines, "gpus", lambda: 2)
+    assert choose(long, "auto", "auto") == ("cuda", torch.device("cuda"))
+    assert choose(long, "auto", "cpu") == ("numba", CPU)
+    assert choose(dataclasses.replace(long, steps=1_000), "auto", "auto") == ("numba", CPU)
+    assert choose(deep, "auto", "auto")[0] == "torch"
+    assert choose(wide, "auto", "auto") == ("numba", CPU)  # no room on a multiprocessor
+    assert choose(PLAIN, "cuda", "cuda:1") == ("cuda", torch.device("cuda:1"))
+    for device in ("cpu", "cuda:2"):
+        with pytest.raises(ConfigError, match=f"it runs on one of 2 GPUs, and device is '{device}'"):
+            choose(PLAIN, "cuda", device)
+    with pytest.raises(ConfigError, match="engine 'cuda' cannot train this: it trains models of one layer"):
+        choose(deep, "cuda", "auto")
+
+
 def test_several_engines_are_each_what_they_are_alone() -> None:
     configs = [DEEP, PLAIN, OWN, dataclasses.replace(PLAIN, seed=1)]
     choices = [choose(config, "auto", "cpu") for config in configs]
@@ -89,10 +111,10 @@ def test_engines_agree_on_the_same_prompts() -> None:
         TrainConfig(TASK, ModelConfig(3, n_heads=3), seed=1, data_seed=0, optimizer="sgd", lr=0.1, momentum=0.9),
         TrainConfig(LinearRegression(4, 9, covariance=kms(0.5), mean=1.0), ModelConfig(4), optimizer="adamw"),
     ]
-    engines = [build(configs, [choose(config, name, "cpu") for config in configs]) for name in ("numba", "torch")]
-    for engine in engines:
+    pair = [build(configs, [choose(config, name, "cpu") for config in configs]) for name in ("numba", "torch")]
+    for engine in pair:
         engine.advance(300)
-    for a, b in zip(*(engine.weights() for engine in engines), strict=True):
+    for a, b in zip(*(engine.weights() for engine in pair), strict=True):
         assert oracles.distance(a, b) < 1e-5
-    a, b = (engine.total_losses() for engine in engines)
+    a, b = (engine.total_losses() for engine in pair)
     np.testing.assert_allclose(a, b, rtol=1e-6)
