@@ -1,8 +1,8 @@
 """A sweep as one HTML page (see `page`): how often each claim holds, and the rows themselves, for the reader to ask.
 
-The page carries the rows, and its script (`sweep.js`) groups, filters and draws them.  Numbers travel as float32 of
-four digits, a byte of each after the other, which gzip halves; ten thousand rows of a hundred columns fit into 5 MB.
-Beneath that stand tables that need no script.
+The page carries the rows, and its script (`sweep.js`) groups, filters and draws them.  What was found travels as
+float32 of four digits, a byte of each number after the other, which gzip halves: ten thousand rows of a hundred columns
+fit into 5 MB.  Beneath that stand tables that need no script.
 """
 
 from __future__ import annotations
@@ -125,12 +125,11 @@ def _bytes(column: Column) -> bytes:
         return np.array([places[clean(word)] for word in column.values], dtype="<u4").view(np.uint8).tobytes()
     with np.errstate(over="ignore"):
         bits = column.values.astype("<f4").view("<u4")
-    finite = np.isfinite(bits.view("<f4"))
-    rounded = (bits + np.uint32(1 << (22 - MANTISSA))) >> (23 - MANTISSA) << (23 - MANTISSA)
-    whole = column.values == np.round(column.values)  # counts and sizes travel as they are
-    return np.ascontiguousarray(
-        np.where(finite & ~whole, rounded, bits).astype("<u4").view(np.uint8).reshape(-1, 4).T
-    ).tobytes()
+    if column.kind == "number":
+        rounded = (bits + np.uint32(1 << (22 - MANTISSA))) >> (23 - MANTISSA) << (23 - MANTISSA)
+        as_it_is = ~np.isfinite(bits.view("<f4")) | (column.values == np.round(column.values))
+        bits = np.where(as_it_is, bits, rounded).astype("<u4")
+    return np.ascontiguousarray(bits.view(np.uint8).reshape(-1, 4).T).tobytes()
 
 
 def _words(column: Column) -> list[str]:

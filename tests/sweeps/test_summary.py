@@ -129,6 +129,11 @@ def test_numbers_travel_with_four_digits(values):
     assert (there[whole] == given_values[whole]).all()
 
 
+def test_parameters_travel_as_they_are():
+    values = np.array([1e-3, 0.1, 1e9, np.nan])
+    np.testing.assert_array_equal(numbers(_bytes(Column("lr", "parameter", values))), values.astype(np.float32))
+
+
 def test_the_same_rows_give_the_same_bytes_in_any_order():
     assert sweep_html(Summary.of(rows()), "s") == sweep_html(Summary.of(rows().sample(frac=1, random_state=1)), "s")
 

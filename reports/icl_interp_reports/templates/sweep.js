@@ -36,8 +36,13 @@
 
   const named = (name) => columns.find((column) => column.name === name);
   const missing = (value) => value === "" || Number.isNaN(value);
-  const short = (value) => (Number.isInteger(value) ? String(value) : String(Number(value.toPrecision(4))));
+  // Numbers that were found have four digits; parameters are as they were given.
+  function short(value, digits = 4) {
+    if (Math.abs(value) >= 1e6) return value.toExponential(digits - 1).replace(/\.?0*e\+?/, "e");
+    return String(Number.isInteger(value) ? value : Number(value.toPrecision(digits)));
+  }
   const said = (value) => (missing(value) ? "" : typeof value === "number" ? short(value).replace("-", "−") : value.replaceAll("_", " "));
+  const exactly = (value) => (typeof value === "number" ? short(value, 6).replace("-", "−") : said(value));
   const titleOf = ({ name, kind }) => (kind === "parameter" ? name : said(name)); // parameters as they are typed
   const compare = (a, b) => (typeof a === "number" ? a - b : a.localeCompare(b, "en", { numeric: true }));
   const distinct = (column, at) => [...new Set(at.map((i) => column.values[i]))].filter((value) => !missing(value)).sort(compare);
@@ -131,12 +136,12 @@
     const title = { text: column ? titleOf(column) : "" };
     if (!even && column && !column.words) {
       const wide = values[0] > 0 && values.at(-1) >= 16 * values[0];
-      const ticks = values.length <= POINTS ? { tickvals: values, ticktext: values.map(said) } : {};
+      const ticks = values.length <= POINTS ? { tickvals: values, ticktext: values.map(exactly) } : {};
       return { x: values, axis: { title, type: wide ? "log" : "linear", ...ticks } };
     }
     const x = values.map((_, index) => index);
     const every = Math.ceil(values.length / POINTS), some = (list) => list.filter((_, index) => index % every === 0);
-    return { x, axis: { title, tickvals: some(x), ticktext: some(values).map(said), type: "linear" } };
+    return { x, axis: { title, tickvals: some(x), ticktext: some(values).map(exactly), type: "linear" } };
   }
 
   const ORDER = ["holds", "fails", "inconclusive", "not_applicable"], TONES = [2, 1, 5, 6]; // of the palette
@@ -152,7 +157,7 @@
     const curves = beside ? distinct(beside, at).slice(0, CURVES) : [null];
     const data = curves.flatMap((curve, index) => {
       const points = values.map((value) => measured(quantity, where(along, value, where(beside, curve, at))));
-      const { color, dash } = series(index), name = beside ? `${titleOf(beside)} ${said(curve)}` : "";
+      const { color, dash } = series(index), name = beside ? `${titleOf(beside)} ${exactly(curve)}` : "";
       const edge = { type: "scatter", mode: "lines", x: placed.x, line: { width: 0 }, hoverinfo: "skip", showlegend: false, legendgroup: name };
       const text = points.map((p) => `${said(p.value)} [${said(p.low)}, ${said(p.high)}], ${p.n} runs`);
       return [
@@ -179,7 +184,7 @@
     const reach = Math.max(-low, high), mixed = low < 0 && high > 0;
     const text = cells.map((row) => row.map((p) => `${said(p.value)} [${said(p.low)}, ${said(p.high)}], ${p.n} runs`));
     const names = [titleOf(along), titleOf(beside)];
-    const ticks = (values) => ({ tickvals: values.map((_, index) => index), ticktext: values.map(said) });
+    const ticks = (values) => ({ tickvals: values.map((_, index) => index), ticktext: values.map(exactly) });
     return {
       data: [{
         type: "heatmap", z, text, coloraxis: "coloraxis",
@@ -220,7 +225,7 @@
     const groups = beside ? distinct(beside, at).slice(0, CURVES) : [null];
     const data = groups.map((group, index) => {
       const members = where(beside, group, at).filter((i) => !Number.isNaN(quantity.of(i)));
-      const color = series(index).color, name = beside ? `${titleOf(beside)} ${said(group)}` : "";
+      const color = series(index).color, name = beside ? `${titleOf(beside)} ${exactly(group)}` : "";
       const x = members.map((i) => (along ? values.indexOf(along.values[i]) : 0));
       return {
         type: "box", name, x, y: members.map(quantity.of), marker: { color, size: 3 }, line: { width: 1.5 },
@@ -336,7 +341,7 @@
     const value = column.values[i];
     if (column.name === "cell" && given.reports[value]) return element("a", value, { href: given.reports[value] });
     if (column.kind === "claim" && value in SYMBOLS) return element("span", `${SYMBOLS[value]} ${said(value)}`, { class: `status ${value}` });
-    return said(value);
+    return column.kind === "parameter" ? exactly(value) : said(value);
   }
 
   // --- Start -----------------------------------------------------------------------------------------------------
