@@ -87,7 +87,7 @@ def test_a_task_of_the_users_own_trains_saves_and_is_analyzed(tmp_path: Path) ->
         ({"optimizer": "lion"}, "optimizer must be one of 'adam', 'adamw', 'sgd', got 'lion'"),
         ({"seed": -1}, "seed must be a whole number ≥ 0, got -1"),
         ({"device": "abacus"}, "device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got 'abacus'"),
-        ({"engine": "steam"}, "engine must be one of 'auto', 'numba', 'torch', got 'steam'"),
+        ({"engine": "steam"}, "engine must be one of 'auto', 'cuda', 'numba', 'torch', got 'steam'"),
         (
             {"engine": "numba", "n_layers": 2},
             "engine 'numba' cannot train this: it trains models of one layer, and n_layers is 2",
