@@ -64,7 +64,7 @@ def test_prompts_are_those_of_the_numba_engine(task: Any) -> None:
     model, outputs, dim, length = shape.model, shape.outputs, shape.dim, task.length
     per_tile, key = tile(length, model), law.key
 
-    @kernel
+    @kernel()
     def draw(step, key, root, mean, signal, noise, z, at_query):
         b = grid.threadIdx.x
         row, beta = grid.local.array(model, f4), grid.local.array((outputs, dim), f4)

@@ -4,7 +4,8 @@
     device.py     how functions are compiled; the few instructions that have no name in Python
     prompts.py    random numbers, and prompts from them, demonstration by demonstration
     attention.py  one head over one demonstration, and what its sums come to
-    step.py       the kernel: fold, draw and attend, reduce, unfold, update
+    weights.py    from weights to what a step sees of them, back to their gradient, and the update
+    step.py       the kernel: all of it in turn, and the sums over a block
 
 Nothing goes back to the host between the steps of a launch, and no prompt is ever in memory: a thread draws a
 demonstration into registers, all heads take it in, and it is forgotten.  What a thread has in the end, for each head

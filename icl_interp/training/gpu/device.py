@@ -16,7 +16,12 @@ SIMULATED = bool(getattr(config, "ENABLE_CUDASIM", 0))
 
 # Multiply-adds are contracted; quotients, roots and powers are the hardware's, good to two units in the last place.
 inner: Any = grid.jit(device=True, fastmath=True)
-kernel: Any = grid.jit(fastmath=True)
+
+
+def kernel(registers: int | None = None) -> Any:
+    """Compile a kernel; with at most so many registers a thread, where that makes room for more blocks."""
+    limit = {} if SIMULATED or registers is None else {"max_registers": registers}
+    return grid.jit(fastmath=True, **limit)
 
 
 def _simulated_exp2(x: float) -> Any:

@@ -12,8 +12,12 @@ from icl_interp.tasks import MultiTaskRegression
 from icl_interp.training.compiled.attention import KINDS, LINEAR, SOFTMAX
 from icl_interp.training.compiled.weights import ADAM, ADAMW, SGD
 
-THREADS = 256  # of a block, at most: four such blocks keep a multiprocessor of an H200 busy
+THREADS = 256  # of a block, at most
 FEWEST = 32  # a warp
+REGISTERS = 128  # of a thread, with which two blocks of 256 fit on a multiprocessor
+# How many floats a thread has of its heads where these have to be asked for: with fewer it takes no more anyway, with
+# more most would be spilled, and a block had better have a multiprocessor to itself.
+CROWDED = range(48, 97)
 SHARED = 48 * 1024  # bytes of shared memory that a block may have without asking
 OPTIMIZERS = {"adam": ADAM, "adamw": ADAMW, "sgd": SGD}
 
@@ -46,6 +50,12 @@ class Shape(NamedTuple):
     def has_slopes(self) -> bool:
         """Whether f′ is another function than f, so that Σf′z is a sum of its own."""
         return self.kind not in (SOFTMAX, LINEAR)
+
+    @property
+    def registers(self) -> int | None:
+        """What a thread may have at most; None for all there are."""
+        floats = self.heads * (self.model * (2 + self.outputs + self.has_slopes) + 2)
+        return REGISTERS if floats in CROWDED else None
 
     @property
     def entries(self) -> int:
