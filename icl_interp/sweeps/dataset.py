@@ -12,6 +12,7 @@ goes on with what is missing, and nothing is there twice.
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,12 +81,10 @@ class Dataset:
 
     def join(self) -> None:
         """One file of all rows, whose columns have one type throughout."""
-        parts = list(self._parts.glob("part-*.parquet"))
-        if parts:
+        if any(self._parts.glob("part-*.parquet")):
             write_file(self._whole, _parquet(self.frame()))
-            for part in parts:
-                part.unlink()
-            self._parts.rmdir()
+        if self._parts.exists():
+            shutil.rmtree(self._parts)  # with what a process that was killed left half written
 
 
 def _parquet(frame: pd.DataFrame) -> bytes:

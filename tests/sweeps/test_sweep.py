@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -134,6 +135,14 @@ def test_done_cells_are_not_run_again_and_a_sweep_may_grow(tmp_path, monkeypatch
     assert len(Sweep.load(out).to_pandas()) == 3
 
 
+def test_what_a_killed_sweep_left_half_written_is_cleared_away(tmp_path):
+    sweep(TINY, seeds=1, out=tmp_path, workers=1, **HOW)
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / ".part-0.parquet.tmp").write_bytes(b"PAR")
+    assert len(sweep(TINY, seeds=2, out=tmp_path, workers=1, **HOW).to_pandas()) == 2
+    assert not (tmp_path / "rows").exists()
+
+
 def test_the_bar_counts_verdicts_and_failures(tmp_path, capsys):
     sweep({**TINY, "lr": [1e-3, 1e6], "optimizer": "sgd"}, out=tmp_path, workers=1, progress=True, **HOW)
     said = capsys.readouterr().err
@@ -193,9 +202,10 @@ class Deadly(Work):
     seed_of_death: int = -1
 
     def rows(self, cells):
-        if self.once and os.path.exists(self.once):
-            os.unlink(self.once)
-            os.kill(os.getpid(), signal.SIGKILL)
+        if self.once:
+            with contextlib.suppress(FileNotFoundError):  # another one was first
+                os.unlink(self.once)
+                os.kill(os.getpid(), signal.SIGKILL)
         if any(cell.config.seed == self.seed_of_death for cell in cells):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().rows(cells)
