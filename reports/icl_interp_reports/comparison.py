@@ -86,7 +86,7 @@ def _pictured(comparison: Comparison, table: Table) -> Iterator[_Pictured]:
     """Each column of numbers, runs along the x axis: a dot and its interval for each of a run's rows."""
     places = {name: i + 1 for i, name in enumerate(comparison.names)}
     keys = _keys(table)
-    across = Axis("run", 0.5, len(places) + 0.5)
+    across = Axis("run", 0.5, len(places) + 0.5, whole=True)
     for column, name in enumerate(table.columns[2:], start=2):
         there = [(row, row[column]) for row in table.rows if _finite(row[column])]
         if not there:

@@ -21,12 +21,13 @@ TICKS = 5  # along an axis, about
 
 @dataclass(frozen=True)
 class Axis:
-    """What an axis says, from where to where, and whether in logarithms."""
+    """What an axis says, from where to where, and whether in logarithms; `whole` numbers have no ticks between."""
 
     label: str
     low: float
     high: float
     log: bool = False
+    whole: bool = False
 
     def at(self, values: Sequence[float] | np.ndarray) -> np.ndarray:
         """Where values lie along it: 0 at `low`, 1 at `high`, NaN for what it cannot show."""
@@ -47,6 +48,7 @@ class Axis:
             return finer[(finer >= self.low) & (finer <= self.high)]
         size = 10 ** math.floor(math.log10((self.high - self.low) / TICKS))
         step = next(size * times for times in (1, 2, 5, 10) if (self.high - self.low) / (size * times) <= TICKS)
+        step = max(step, 1.0) if self.whole else step
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         return np.arange(first, last + 1) * step
 
