@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Protocol
 
 import numpy as np
@@ -73,9 +75,16 @@ def flattened(weights: Weights) -> Float[np.ndarray, "parameters"]:
 
 def unflattened(flat: Float[np.ndarray, "parameters"], model: ModelConfig) -> Weights:
     """The inverse of `flattened`; the tensors share the row's memory."""
+    names, shapes, sizes = _layout(model)
+    parts = torch.from_numpy(flat).split(sizes)
+    return {name: part.view(shape) for name, shape, part in zip(names, shapes, parts, strict=True)}
+
+
+@cache
+def _layout(model: ModelConfig) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...], list[int]]:
+    """Names, shapes and sizes of the tensors: a population asks for them a hundred thousand times."""
     shapes = weight_shapes(model)
-    parts = torch.from_numpy(flat).split([int(np.prod(shape)) for shape in shapes.values()])
-    return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+    return tuple(shapes), tuple(shapes.values()), [math.prod(shape) for shape in shapes.values()]
 
 
 def optimizer_settings(config: TrainConfig) -> tuple[float, ...]:

@@ -145,7 +145,7 @@ class Population:
             if not planned or run in self.failures or not self._recorded[run] < self._step <= config.steps:
                 continue
             mean = (totals[run] - self._total[run]) / (self._step - self._recorded[run])
-            if not (np.isfinite(mean) and all(weight.isfinite().all() for weight in weights[run].values())):
+            if not (np.isfinite(mean) and all(np.isfinite(weight.numpy()).all() for weight in weights[run].values())):
                 self.failures[run] = (
                     f"the loss became {mean} between steps {self._recorded[run]} and {self._step}: try a smaller lr "
                     f"(it was {config.lr}){_other_causes(config)}"
