@@ -268,8 +268,8 @@ and 1 for everything, with intervals by a bootstrap over runs.
 {predictors}
 
 Neither |ω| nor |μ| says much; their sum does, as the saddle has it, as far as it goes. All numbers together (a
-logistic regression, of runs that it was not fitted to) add little: the rest is decided by KQ's other entries and by
-the prompts.
+logistic regression, of runs that it was not fitted to) add nothing at three heads, and less than 0.1 where there are
+more: the rest is decided by KQ's other entries and by the prompts.
 """
 
 if __name__ == "__main__":

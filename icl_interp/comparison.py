@@ -59,6 +59,11 @@ class Comparison:
         return tuple(sorted(claims, key=lambda claim: not claim.changed))
 
     @property
+    def changed(self) -> tuple[Compared, ...]:
+        """The claims in which the runs differ."""
+        return tuple(claim for claim in self.claims if claim.changed)
+
+    @property
     def verdicts(self) -> pd.DataFrame:
         """A row a claim and run: probe, claim, run, status, value, low, high (NaN without a number)."""
         columns = ["probe", "claim", "run", "status", "value", "low", "high"]
@@ -113,8 +118,7 @@ class Comparison:
         return None
 
     def __repr__(self) -> str:
-        changed = sum(claim.changed for claim in self.claims)
-        return f"<Comparison of {', '.join(self.names)}: {changed} of {len(self.claims)} claims differ>"
+        return f"<Comparison of {', '.join(self.names)}: {len(self.changed)} of {len(self.claims)} claims differ>"
 
     def __str__(self) -> str:
         from icl_interp_reports import comparison_text

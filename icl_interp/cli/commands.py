@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,6 +137,7 @@ def compare(options: argparse.Namespace) -> int:
 def sweep(options: argparse.Namespace) -> int:
     """Train and analyze a grid of runs, and say how often each claim holds."""
     from icl_interp.sweeps import Sweep, sweep
+    from icl_interp.sweeps.summary import Summary
 
     asked: Any = given.sweep(options)
     try:
@@ -144,11 +146,9 @@ def sweep(options: argparse.Namespace) -> int:
         done = len(Sweep.load(asked["out"]).to_pandas())
         return complain(f"interrupted; {done:,} runs are done, and the same command goes on from here", INTERRUPTED)
     rows = found.to_pandas()
-    for name in rows.columns:
-        claim, _, last = name.rpartition(".")
-        if last == "status" and "." in claim:
-            counts = rows[name].value_counts()
-            print(f"{claim:<50}" + ", ".join(f"{count:,} {status}" for status, count in counts.items()))
+    for claim in Summary.of(rows).of_kind("claim"):
+        counts = Counter(status for status in claim.values if status).most_common()
+        print(f"{claim.name:<50}" + ", ".join(f"{count:,} {status}" for status, count in counts))
     wrong = sum(rows["error"].notna())
     page = found.to_html()
     print(printable(f"written: {found.folder / 'rows.parquet'}, {len(rows):,} rows, and, to open in a browser,"))

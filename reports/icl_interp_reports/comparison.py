@@ -43,7 +43,7 @@ def comparison_html(comparison: Comparison) -> str:
         names=[label(name) for name in comparison.names],
         runs=_runs(comparison),
         cautions=comparison.cautions,
-        changed=[claim for claim in comparison.claims if claim.changed],
+        changed=comparison.changed,
         alike=[claim for claim in comparison.claims if not claim.changed],
         cards=cards,
         left_out={},
@@ -52,10 +52,9 @@ def comparison_html(comparison: Comparison) -> str:
 
 def comparison_text(comparison: Comparison) -> str:
     """Which claims changed, then the tables."""
-    changed = [claim for claim in comparison.claims if claim.changed]
     lines = [*map(brief, comparison.cautions)]
-    lines += [f"{len(changed)} of {len(comparison.claims)} claims differ", ""]
-    rows = tuple((f"{c.probe}.{c.claim}", *(_in_brief(v) for v in c.verdicts)) for c in changed)
+    lines += [f"{len(comparison.changed)} of {len(comparison.claims)} claims differ", ""]
+    rows = tuple((f"{c.probe}.{c.claim}", *(_in_brief(v) for v in c.verdicts)) for c in comparison.changed)
     lines += aligned(Table(("claim", *comparison.names), rows, "What differs."))
     for _, block in comparison.blocks:
         if isinstance(block, Table):
