@@ -51,7 +51,17 @@ from icl_interp.probing import (
 from icl_interp.roles import STRUCTURED
 from icl_interp.tasks import LinearRegression
 from icl_interp_probes.iterates import BATCHES
-from icl_interp_probes.readings import FIRST_ORDER, Candidates, Reading, basis, distance, length, sized, symmetric
+from icl_interp_probes.readings import (
+    FIRST_ORDER,
+    Candidates,
+    Reading,
+    allowing,
+    basis,
+    distance,
+    length,
+    sized,
+    symmetric,
+)
 from icl_interp_probes.shown import around, coordinates
 
 SOURCE = "arXiv 2503.12734, section 5.3"
@@ -170,8 +180,9 @@ class PreconditionerProbe:
             Text(
                 f"Judged on {judged.name}; its antisymmetric part, which is noise, is {judged.antisymmetric:.2%} of "
                 f"it. Debiased GD with a fitted Γ explains {result.explained.value:.2%} of the energy of predictions, "
-                f"on {result.prompts:,} prompts. Intervals are from batch means, and allow {FIRST_ORDER:.1%} of Γ̂ for "
-                f"what is not of first order in γ; those of one checkpoint {ITERATE:.0%} more, the scatter of iterates."
+                f"on {result.prompts:,} prompts. Intervals are from batch means, those of one checkpoint with "
+                f"{ITERATE:.0%} for the scatter of iterates; verdicts allow {FIRST_ORDER:.1%} of Γ̂ besides, for what "
+                "is not of first order in γ."
             ),
         ]
 
@@ -200,11 +211,12 @@ _Conclusion = tuple[Estimate, Threshold, str]
 def _not_inverse(result: Preconditioner) -> _Conclusion:
     judged = result.readings[0]
     apart = distance(result.candidates[DEBIASED], result.candidates[INVERSE])
+    position = allowing(judged.to_inverse, apart)
     sentence = (
-        f"Between Γ_deb (0) and Σ⁻¹ (1), which are {apart:.3f} apart, Γ̂ is at {judged.to_inverse}: "
+        f"Between Γ_deb (0) and Σ⁻¹ (1), which are {apart:.3f} apart, Γ̂ is at {position}: "
         f"{judged.distance[INVERSE]:.4f} from Σ⁻¹, where noise makes {judged.noise:.4f}."
     )
-    return judged.to_inverse, NEARER, sentence
+    return position, NEARER, sentence
 
 
 def _optimal(result: Preconditioner) -> _Conclusion:
@@ -219,11 +231,12 @@ def _optimal(result: Preconditioner) -> _Conclusion:
 def _debiased(result: Preconditioner) -> _Conclusion:
     judged = result.readings[0]
     apart = distance(result.candidates[DEBIASED], result.candidates[PLAIN])
-    told = decide(TIED, judged.to_plain)
+    position = allowing(judged.to_plain, apart)
+    told = decide(TIED, position)
     end = "tied at this accuracy" if told == "inconclusive" else f"nearer to {'Γ_deb' if told == 'holds' else 'Γ*'}"
-    known = judged.to_plain.half * apart
+    known = position.half * apart
     sentence = f"Γ_deb and Γ* are {apart:.4f} apart, and Γ̂ is known to {known:.4f} along the line between them: {end}."
-    return judged.to_plain, TIED, sentence
+    return position, TIED, sentence
 
 
 def _same(result: Preconditioner) -> _Conclusion:

@@ -16,6 +16,7 @@ from scipy import stats
 
 from icl_interp.estimates import LEVEL
 from icl_interp.probing import Estimate, mean_of
+from icl_interp_probes.shown import around
 
 # Γ is what KQ tends to as γ → 0.  At the γ of trained runs (0.19 where Σ_ij = 0.5^|i−j|) what is read off the weights
 # and what is read off the predictions of one checkpoint differ by this much, relative to Γ; so closer than this nothing
@@ -38,8 +39,8 @@ class Reading:
         distance: from Γ̂ to each candidate, relative to Γ̂, after one fitted factor; noise included.
         misfit: distance to the first candidate without what noise adds to it, in units of the distance from there to
             the next of the third and fourth.
-        to_inverse: position between the first candidate (0) and the third (1).
-        to_plain: position between the first (0) and the second (1).
+        to_inverse: position of what was read between the first candidate (0) and the third (1).
+        to_plain: the same between the first (0) and the second (1).
         askew: norm of Γ̂'s off-diagonal part in the eigenvectors of Σ, relative to Γ̂; noise included.
         eigenvalues: Γ̂'s diagonal there, largest eigenvalues of Σ first, and the half-width of each interval.
     """
@@ -110,8 +111,14 @@ class Candidates:
         near, far = np.linalg.lstsq(ends, shapes.reshape(len(shapes), -1).T)[0]
         with np.errstate(all="ignore"):  # not finite is an answer here
             found = mean_of(far / (near + far), "batch means")
-        more = (1.96 * unseen / math.sqrt(_entries(shapes)) + FIRST_ORDER) / self.apart(0, other)
-        return Estimate(found.value, found.low - more, found.high + more, found.covers)
+        shared = 1.96 * unseen / math.sqrt(_entries(shapes)) / self.apart(0, other)
+        return around(found.value, math.hypot(found.half, shared), found.covers)
+
+
+def allowing(position: Estimate, apart: float) -> Estimate:
+    """What a position between two candidates tells of Γ: `FIRST_ORDER` more to either side than of what was read."""
+    more = FIRST_ORDER / apart
+    return Estimate(position.value, position.low - more, position.high + more, position.covers)
 
 
 def length(batches: Float[np.ndarray, "batches rows columns"], unseen: float = 0.0) -> Estimate:

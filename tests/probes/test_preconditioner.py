@@ -17,7 +17,7 @@ from icl_interp.tasks import LinearRegression, MultiTaskRegression, kms
 from icl_interp.testing import check_probe, plant
 from icl_interp.weights import Weights, initial_weights
 from icl_interp_probes.preconditioner import CANDIDATES, Preconditioner, PreconditionerProbe
-from icl_interp_probes.readings import Candidates, basis, length, sized
+from icl_interp_probes.readings import Candidates, allowing, basis, length, sized
 
 TASK = LinearRegression(dim=5, length=40, noise_var=0.1, covariance=kms(0.5))
 CLAIMS = ("not_the_inverse_covariance", "optimal_preconditioner", "debiased_preconditioner", "shared_preconditioner")
@@ -95,7 +95,7 @@ def test_the_optimum_is_told_from_the_inverse_but_not_which_of_the_two_it_is(rho
     assert statuses == {**dict.fromkeys(CLAIMS, "holds"), "debiased_preconditioner": "inconclusive"}
     judged = found.readings[0]
     assert "50 iterates" in judged.name
-    assert judged.to_inverse.low < 0 < judged.to_inverse.high
+    assert judged.to_inverse.value == pytest.approx(0, abs=1.5 * judged.to_inverse.half)
     assert judged.distance[0] < 2 * judged.noise
     assert found.explained.low > 0.99
 
@@ -107,7 +107,7 @@ def test_heads_at_the_inverse_covariance_are_found_out(rho: float) -> None:
     assert statuses["optimal_preconditioner"] == "fails"
     assert statuses["shared_preconditioner"] == "holds"
     judged = found.readings[0]
-    assert judged.to_inverse.low < 1 < judged.to_inverse.high
+    assert judged.to_inverse.value == pytest.approx(1, abs=1.5 * judged.to_inverse.half)
     assert judged.misfit.low < 1 < judged.misfit.high
 
 
@@ -241,9 +241,19 @@ def test_positions_are_unbiased_and_covered() -> None:
     candidates = Candidates.of([*optima, np.linalg.inv(TASK.sigma), np.eye(5)], TASK.sigma)
     rng = np.random.default_rng(2)
     for at, matrix in ((0.0, optima[0]), (1.0, np.linalg.inv(TASK.sigma))):
-        read = [candidates.read("", matrix + 0.02 * rng.standard_normal((5, 5, 5))) for _ in range(60)]
+        read = [candidates.read("", matrix + 0.02 * rng.standard_normal((5, 5, 5))) for _ in range(400)]
         assert np.mean([r.to_inverse.value for r in read]) == pytest.approx(at, abs=0.05)
-        assert np.mean([r.to_inverse.low <= at <= r.to_inverse.high for r in read]) > 0.93
+        assert 0.92 < np.mean([r.to_inverse.low <= at <= r.to_inverse.high for r in read]) < 0.98
+
+
+def test_what_batches_cannot_see_is_added_as_noise_and_what_is_not_of_first_order_as_an_allowance() -> None:
+    candidates = Candidates.of([np.diag([1.0, 2.0]), np.diag([2.0, 1.0]), np.eye(2), np.ones((2, 2))], np.eye(2))
+    batches = candidates.matrices[0] + 0.1 * np.random.default_rng(3).standard_normal((5, 2, 2))
+    seen, unseen = (candidates.read("", batches, share).to_inverse for share in (0.0, 0.1))
+    more = 1.96 * 0.1 / np.sqrt(3) / candidates.apart(0, 2)
+    assert unseen.half == pytest.approx(np.hypot(seen.half, more))
+    allowed = allowing(unseen, 0.05)
+    assert (allowed.low, allowed.high) == pytest.approx((unseen.low - 0.04, unseen.high + 0.04))
 
 
 def test_the_inverse_is_tridiagonal_and_the_optimum_is_not() -> None:
