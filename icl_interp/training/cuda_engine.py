@@ -76,11 +76,11 @@ class CudaEngine:
         return float(held["losses"].copy_to_host()[0]), unflattened(held["grads"].copy_to_host()[0], model)
 
     def advance(self, steps: int) -> None:
-        """Take optimiser steps, each on fresh prompts.  A run that has taken its config's `steps` stands still."""
+        """Have optimiser steps taken, each on fresh prompts; reading waits for them.  A run that has taken its config's
+        `steps` stands still.
+        """
         for group in self._groups:
             group.launch(steps)
-        for group in self._groups:
-            group.wait()
 
     def total_losses(self) -> Float[np.ndarray, "runs"]:
         """Each run's loss summed over its steps so far, each before its update: float64, added one by one."""
@@ -144,10 +144,6 @@ class _Group:
     def launch(self, steps: int) -> None:
         with self._here():
             _launch(self._shape, len(self.runs), steps, self._held)
-
-    def wait(self) -> None:
-        with self._here():
-            grid.synchronize()
 
     def read(self, name: str) -> np.ndarray:
         with self._here():

@@ -31,7 +31,10 @@ class Engine(Protocol):
     """
 
     def advance(self, steps: int) -> None:
-        """Take optimiser steps, each on fresh prompts.  A run that has taken its config's `steps` stands still."""
+        """Take optimiser steps, each on fresh prompts.  A run that has taken its config's `steps` stands still.
+
+        It may return while a GPU still computes; whatever is asked next waits for that.
+        """
         ...
 
     def total_losses(self) -> Float[np.ndarray, "runs"]:

@@ -22,6 +22,7 @@ from icl_interp.training.interruption import Interruption
 from icl_interp.training.journal import Journal
 from icl_interp.training.recording import POPULATION_BYTES, RUN_BYTES, Recorder, record_steps
 from icl_interp.training.seeds import record_seed
+from icl_interp.weights import Weights
 
 BREATH = 0.1  # seconds between two looks at the losses, the progress bar, the clock and Ctrl-C
 
@@ -44,6 +45,7 @@ class Population:
         ]
         self._journal: Journal | None = None
         self._step, self._pace = 0, 20
+        self._taken: tuple[int, np.ndarray, list[Weights], tqdm | None] | None = None
         self._recorded = np.zeros(len(configs), dtype=np.int64)  # step of each run's last record
         self._total = np.zeros(len(configs))  # and its total loss there
 
@@ -81,11 +83,13 @@ class Population:
                 self._advance(target, bar, interrupted)
                 if self._step < target:
                     break
-                self._record(bar)
+                self._take(bar)
+            self._record()
         if not self.finished:
             if np.isfinite(self._engine.total_losses()).any():
                 self._save()  # without the record that follows: whoever resumes ends as if nothing had happened
-            self._record(None)
+            self._take(None)
+            self._record()
 
     def restore(self, journal: Journal) -> None:
         """Go on from where `journal` was last saved.
@@ -127,32 +131,41 @@ class Population:
 
     def _advance(self, target: int, bar: tqdm, interrupted: Interruption) -> None:
         """On to step `target`, unless interrupted or all runs have failed."""
-        while self._step < target and not interrupted and np.isfinite(self._engine.total_losses()).any():
+        losses = self._engine.total_losses()
+        while self._step < target and not interrupted and np.isfinite(losses).any():
             count, start = min(self._pace, target - self._step), time.perf_counter()
             self._engine.advance(count)
             self._step += count
+            self._record()  # of five hundred runs it takes 30 ms, in which a GPU is at work
+            losses = self._engine.total_losses()
             bar.update(count)
             # How steps are divided over calls changes nothing but how soon one gets a word in.
             self._pace = max(1, min(2 * self._pace, int(count * BREATH / (time.perf_counter() - start + 1e-9))))
             if self._journal is not None and self._journal.due(sum(recorder.nbytes for recorder in self._recorders)):
                 self._save()
 
-    def _record(self, bar: tqdm | None) -> None:
-        """Records at this step of the runs that plan one; of all that are on their way if there is no `bar`."""
-        totals, weights = self._engine.total_losses(), self._engine.weights()
+    def _take(self, bar: tqdm | None) -> None:
+        """What the records at this step are made of: of the runs that plan one, of all on their way without a `bar`."""
+        self._taken = self._step, self._engine.total_losses(), self._engine.weights(), bar
+
+    def _record(self) -> None:
+        """Make records of what was taken, if anything was."""
+        if self._taken is None:
+            return
+        (step, totals, weights, bar), self._taken = self._taken, None
         for run, config in enumerate(self._configs):
-            planned = bar is None or self._step in self._recorders[run].planned
-            if not planned or run in self.failures or not self._recorded[run] < self._step <= config.steps:
+            planned = bar is None or step in self._recorders[run].planned
+            if not planned or run in self.failures or not self._recorded[run] < step <= config.steps:
                 continue
-            mean = (totals[run] - self._total[run]) / (self._step - self._recorded[run])
+            mean = (totals[run] - self._total[run]) / (step - self._recorded[run])
             if not (np.isfinite(mean) and all(np.isfinite(weight.numpy()).all() for weight in weights[run].values())):
                 self.failures[run] = (
-                    f"the loss became {mean} between steps {self._recorded[run]} and {self._step}: try a smaller lr "
+                    f"the loss became {mean} between steps {self._recorded[run]} and {step}: try a smaller lr "
                     f"(it was {config.lr}){_other_causes(config)}"
                 )
                 continue
-            self._recorders[run].record(self._step, mean, weights[run])
-            self._recorded[run], self._total[run] = self._step, totals[run]
+            self._recorders[run].record(step, mean, weights[run])
+            self._recorded[run], self._total[run] = step, totals[run]
             if bar is not None:
                 bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
 

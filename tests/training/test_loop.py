@@ -14,6 +14,8 @@ import torch
 import icl_interp as icl
 from icl_interp.errors import ConfigError, SaveError, TrainingError
 from icl_interp.tasks import LinearRegression, Prompt, UnavailableTask
+from icl_interp.training.numba_engine import NumbaEngine
+from icl_interp.training.recording import Recorder
 
 TASK = LinearRegression(dim=3, length=12, noise_var=0.1)
 
@@ -51,6 +53,33 @@ def test_what_is_recorded_belongs_to_its_step() -> None:
     torch.testing.assert_close(run.model(step=0).weights(), start.model(step=0).weights())
     with pytest.raises(ConfigError, match=r"no snapshot at step 3; the nearest are at"):
         run.model(step=3)
+
+
+def test_a_record_is_made_while_the_engine_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a GPU does not wait for it; the numbers are those of the record's own step all the same."""
+    seen: list[tuple[str, int]] = []
+    advance, record = NumbaEngine.advance, Recorder.record
+
+    def advanced(engine: NumbaEngine, steps: int) -> None:
+        advance(engine, steps)
+        seen.append(("advanced", steps))
+
+    def recorded(recorder: Recorder, step: int, *of_it: object) -> None:
+        seen.append(("recorded", step))
+        record(recorder, step, *of_it)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(NumbaEngine, "advance", advanced)
+    monkeypatch.setattr(Recorder, "record", recorded)
+    watched = icl.train(TASK, steps=3, n_records=4, seed=3, engine="numba").dynamics
+    asked = ["recorded", "advanced", "advanced", "recorded", "advanced", "recorded", "recorded"]
+    assert [what for what, _ in seen] == asked
+    assert [step for what, step in seen if what == "recorded"] == [0, 1, 2, 3]
+    monkeypatch.undo()
+    for step in (1, 2, 3):
+        alone = icl.train(TASK, steps=step, n_records=4, seed=3, engine="numba").dynamics
+        assert watched is not None
+        assert alone is not None
+        np.testing.assert_array_equal(alone.omega[-1], watched.omega[list(watched.steps).index(step)])
 
 
 def test_training_lowers_the_loss_to_what_the_first_steps_are_known_to_reach() -> None:
