@@ -1,6 +1,6 @@
 """How fast training is: the engines against a loop written as the published experiment is, in one run.
 
-    python benchmarks/train.py [--rounds 9] [--seconds 0.5] [--only speed scaling gpu]
+    python benchmarks/train.py [--rounds 9] [--seconds 0.5] [--only speed scaling]
 
 Everything is timed in turn, round after round, so that whatever else the machine does falls on all alike; a ratio is
 taken within a round, and its median, lowest and highest over rounds are printed.  Speeds are runs × steps a second in
@@ -82,8 +82,7 @@ def engine(name: str, heads: int, runs: int = 1, device: str = "cpu", shared: bo
 
     def steps(count: int) -> int:
         trained.advance(count)
-        if device == "cuda":
-            torch.cuda.synchronize()
+        trained.total_losses()  # a GPU may still be at it
         return runs
 
     return steps
@@ -188,25 +187,9 @@ def scaling(rounds: int, seconds: float) -> list[dict[str, object]]:
     return rows
 
 
-def gpu(rounds: int, seconds: float) -> list[dict[str, object]]:
-    """The torch engine on a GPU beside the numba engine on all threads of the CPU."""
-    if not torch.cuda.is_available():
-        print("no CUDA device: the torch engine is not measured there")
-        return []
-    rows = []
-    for runs in (1, 64, 512):
-        cases = {"numba": engine("numba", 2, runs), "cuda": engine("torch", 2, runs, "cuda")}
-        speeds = rounds_of(cases, rounds, seconds)
-        row: dict[str, object] = {"device": torch.cuda.get_device_name(), "case": f"torch on CUDA, {runs} runs"}
-        row |= {"speed": spread(speeds["cuda"]), "ratio": ratio(speeds, "cuda", "numba")}
-        rows.append(row)
-        show(row)
-    return rows
-
-
 def show(row: dict[str, object]) -> None:
     s, r = row["speed"], row["ratio"]
-    threads = f"{row['threads']} thread{'s' * (row['threads'] != 1)}" if "threads" in row else "CUDA"
+    threads = f"{row['threads']} thread{'s' * (row['threads'] != 1)}"
     print(f"{threads:<10} {row['case']:<42} {s['median']:>9,.0f}/s  × {r['median']:.1f} "
           f"({r['low']:.1f} to {r['high']:.1f})", flush=True)  # type: ignore[index]  # fmt: skip
 
@@ -215,7 +198,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=0.5, help="that each case takes in each round")
-    parser.add_argument("--only", nargs="+", choices=("speed", "scaling", "gpu"), default=("speed", "scaling", "gpu"))
+    parser.add_argument("--only", nargs="+", choices=("speed", "scaling"), default=("speed", "scaling"))
     options = parser.parse_args()
     found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     found["machine"] = {"processor": processor(), "cores": os.cpu_count(), "python": platform.python_version()}

@@ -67,15 +67,15 @@ def _fits_a_gpu(config: TrainConfig) -> bool:
 
 def is_small(config: TrainConfig) -> bool:
     """Whether a step is too small for a GPU to gain, where every operation of it is a kernel of its own."""
-    return _work(config) < SMALL_STEP
+    return work(config) < SMALL_STEP
 
 
 def is_long(config: TrainConfig) -> bool:
     """Whether all steps together are worth a kernel that is compiled for them."""
-    return config.steps * _work(config) >= LONG_TRAINING
+    return config.steps * work(config) >= LONG_TRAINING
 
 
-def _work(config: TrainConfig) -> int:
+def work(config: TrainConfig) -> int:
     """Multiply-adds of a step, but for a factor."""
     model = config.model
     return config.batch_size * config.task.length * model.n_heads * model.d_model * model.n_layers
