@@ -40,6 +40,7 @@ T = TypeVar("T")
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 CAUSES = RESULTS / "calibration-causes.json"
+COVERAGE = RESULTS / "coverage.json"
 KEPT = RESULTS / "calibration"  # all rows of both draws
 AGAIN = 2  # rows of each family that a test looks at, whether they still come out the same
 DRAWS = {"choosing": 0, "reporting": 1_000_000}  # the first seed of each
@@ -142,7 +143,7 @@ def _report(arguments: argparse.Namespace) -> None:
         families=tuple(counting.told(*item) for item in rows.items()),
         rates=_all(counting.rates, rows),
         spreads=_all(counting.spreads, rows),
-        coverage=_all(counting.coverage, rows) + _covered(arguments.work / "coverage" / "summary.json"),
+        coverage=_all(counting.coverage, rows) + _covered(),
         errors=_all(counting.errors, rows),
         thresholds=_thresholds(rows),
         found=_all(counting.found, rows),
@@ -155,9 +156,9 @@ def _report(arguments: argparse.Namespace) -> None:
     (RESULTS / "calibration-rows.json").write_text(dumps(first, indent=None) + "\n")
 
 
-def _covered(summary: Path) -> tuple[Coverage, ...]:
-    """What `python benchmarks/intervals.py --work DIR/coverage` counted of intervals over prompts, if it was run."""
-    return from_data(tuple[Coverage, ...], json.loads(summary.read_text())) if summary.exists() else ()
+def _covered() -> tuple[Coverage, ...]:
+    """What `benchmarks/intervals.py` counted of intervals over prompts, if it was run."""
+    return from_data(tuple[Coverage, ...], json.loads(COVERAGE.read_text())) if COVERAGE.exists() else ()
 
 
 def _all(count: Callable[[Family, Sequence[Row]], Iterator[T]], rows: dict[Family, list[Row]]) -> tuple[T, ...]:

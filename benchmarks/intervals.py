@@ -7,7 +7,8 @@ What an interval covers says what its truth is:
     prompts             the same number of the same model from `MORE` times as many prompts of another seed; it has an
                         error of its own, so an interval holds it if the two are closer than the root of the sum of the
                         squares of both half-widths, which for independent errors is the same question (but repetitions
-                        of one model share its truth, so that one that is off by chance shows in all of them)
+                        of one model share its truth, so that one that is off by chance shows in all of them).
+                        Where something is fitted or chosen first, by probes of deep models, the fit is the same
     KQ's diagonal,      the number of the model without its perturbation, or without the scatter of its iterates: models
     measurement,        are drawn anew each time, as what varies is the model
     training time, …
@@ -36,17 +37,28 @@ from icl_interp.calibration import Coverage
 from icl_interp.estimates import Estimate
 from icl_interp.probing import Context, NotApplicable, Probe, discover
 from icl_interp.records import Run
-from icl_interp.serialization import from_data, to_data
-from icl_interp.tasks import LinearRegression, MultiTaskRegression, kms
-from icl_interp.testing import courses, plant, plant_tasks
-from icl_interp_probes import faithfulness, length_generalization, risk, task_costs
+from icl_interp.serialization import to_data
+from icl_interp.tasks import LinearRegression, MultiTaskRegression, Prompt, SparseRegression, Task, kms
+from icl_interp.testing import construct_descent, courses, plant, plant_tasks
+from icl_interp_probes import (
+    algorithm_finding,
+    faithfulness,
+    head_utilization,
+    layer_algorithm,
+    length_generalization,
+    risk,
+    task_costs,
+)
 from icl_interp_probes.shown import around
 
+RESULTS = Path(__file__).parent / "results" / "coverage.json"  # what the calibration study has of it
 BUDGETS = (2_048, 8_192)
 RARER = 10  # repetitions at the small budget for one at the large
 ROUNDING = 1e-6  # of weights in float32: what is narrower is exact
 MORE = 32  # as many prompts for the truth as for the small budget
 TRUTH_SEED = 1_000_003
+DEEP_BUDGET, DEEP_MORE = 8_192, 16  # of deep models, whose probes leave open what they have seen on fewer prompts
+FITTED = ("tuning", "fitting")  # the prompts on which probes of deep models choose or fit something
 SAMPLING = (
     "head_roles",
     "kernel_fit",
@@ -60,6 +72,7 @@ SAMPLING = (
     "task_allocation",
     "superposition",
 )
+OF_LAYERS = ("head_utilization", "layer_algorithm", "algorithm_match")
 OF_WEIGHTS = ("kernel_fit", "dynamics")  # probes whose intervals cover more than prompts
 # What varies with the training.  What records leave open of the time between them is not among it: the scatter that
 # courses are freed of for the truth is a part of what is asked, and only a denser record would tell.
@@ -82,7 +95,11 @@ def walk(data: Any, path: str = "") -> Iterator[tuple[str, Estimate]]:
         for i, part in enumerate(data):
             yield from walk(part, f"{path}.{i}")
     elif isinstance(data, dict) and data.keys() >= {"value", "low", "high"}:
-        yield path, from_data(Estimate, data)
+        ends = (np.array(data[end], dtype=float) for end in ("value", "low", "high"))
+        value, low, high = np.broadcast_arrays(*ends)
+        for at in np.ndindex(value.shape):
+            here = ".".join([path, *map(str, at)])
+            yield here, Estimate(float(value[at]), float(low[at]), float(high[at]), data.get("covers", "prompts"))
     elif isinstance(data, dict):
         for name, part in data.items():
             half = data.get(f"{name}_half", data.get("half") if name in _HALF_OF else None)
@@ -151,10 +168,18 @@ MODELS: dict[str, Callable[[], Run]] = {
 }
 
 
+SPARSE = SparseRegression(5, 3, 40, noise_var=0.2)
+DEEP: dict[str, Callable[[], Run]] = {
+    "a perturbed descent": lambda: construct_descent(SPARSE, perturbation=0.003, seed=12),
+    "descent on plain covariates": lambda: construct_descent(SPARSE, preprocessed=False, n_heads=4, seed=13),
+}
+
+
 def models_of(trained: Sequence[Path] = (), only: Sequence[str] = ()) -> dict[str, Callable[[], Run]]:
     """The planted models, or `only` some, and trained ones as if nothing were known of their training."""
     opened = {f"trained {path.name}": lambda path=path: replace(Run.load(path), dynamics=None) for path in trained}
-    return {name: MODELS[name] for name in only or MODELS} | opened
+    planted = MODELS | DEEP
+    return {name: planted[name] for name in only or planted} | opened
 
 
 # Models that are drawn anew: how they are planted, with perturbed circuits or with a record of a training.
@@ -190,8 +215,20 @@ def _with_course(kind: Mapping[str, Any], seed: int) -> tuple[Run, Run]:
 
 def analysed(run: Run, seed: int, budget: int, probes: Iterable[str] = SAMPLING) -> dict[str, Estimate]:
     """Every interval of these probes; the seed is of their prompts."""
-    context, known = Context(run, seed=seed, budget=budget), discover()[0]
+    context, known = _Context(run, seed=seed, budget=budget), discover()[0]
     return {path: each for name in probes for path, each in intervals(known[name], context).items()}
+
+
+class _Context(Context):
+    """Whatever the seed and the budget, what is fitted is fitted to the same prompts."""
+
+    def chunks(
+        self, label: str, n: int | None = None, *, length: int | None = None, task: Task | None = None
+    ) -> Iterator[Prompt]:
+        if label not in FITTED:
+            return super().chunks(label, n, length=length, task=task)
+        most = DEEP_BUDGET // 2
+        return Context(self._run).chunks(label, min(n or most, most), length=length, task=task)
 
 
 def uncapped(prompts: int) -> AbstractContextManager[None]:
@@ -199,6 +236,18 @@ def uncapped(prompts: int) -> AbstractContextManager[None]:
     modules = (faithfulness, length_generalization, risk, task_costs)
     names = ("PROMPTS", "TUNING_PROMPTS")
     return changed([(module, name, prompts) for module in modules for name in names if hasattr(module, name)])
+
+
+def enlarged() -> AbstractContextManager[None]:
+    """Probes of deep models look at `DEEP_MORE` times as many prompts."""
+    caps = {
+        head_utilization: ("PROMPTS",),
+        layer_algorithm: ("PROMPTS",),
+        algorithm_finding: ("TRAINING", "OTHER", "TRAINING_DEAR"),
+    }
+    return changed(
+        [(module, name, DEEP_MORE * getattr(module, name)) for module, names in caps.items() for name in names]
+    )
 
 
 @contextmanager
@@ -249,7 +298,8 @@ def fill(journal: Path, seeds: int, drawn: int, models: Mapping[str, Callable[[]
     for (model, prompts, seed, truth), run, probes in _schedule(seeds, drawn, models):
         if (model, prompts, seed, truth) in done:
             continue
-        with uncapped(prompts) if truth else nullcontext():
+        larger = (enlarged() if model in DEEP else uncapped(prompts)) if truth else nullcontext()
+        with larger:
             found = analysed(run, TRUTH_SEED + seed if truth else seed, prompts, probes)
         flat = {path: (e.value, e.low, e.high, e.covers) for path, e in found.items()}
         with journal.open("a") as file:
@@ -260,12 +310,15 @@ def _schedule(
     seeds: int, drawn: int, models: Mapping[str, Callable[[], Run]]
 ) -> Iterator[tuple[_Key, Run, Sequence[str]]]:
     """What is analysed: the truths first, then the models in turn, so that it can be stopped at any time."""
-    runs = {name: build() for name, build in models.items()}
+    runs = {name: build() for name, build in models.items() if name not in DEEP}
+    deep = {name: build() for name, build in models.items() if name in DEEP}
     yield from (((name, MORE * BUDGETS[0], 0, True), run, SAMPLING) for name, run in runs.items())
+    yield from (((name, DEEP_MORE * DEEP_BUDGET, 0, True), run, OF_LAYERS) for name, run in deep.items())
     for seed in range(max(seeds, drawn)):
         if seed < seeds:
             for budget in BUDGETS[: 1 + (seed % RARER == 0)]:
                 yield from (((name, budget, seed, False), run, SAMPLING) for name, run in runs.items())
+            yield from (((name, DEEP_BUDGET, seed, False), run, OF_LAYERS) for name, run in deep.items())
         if seed < drawn:
             for name, pair in drawn_models(seed).items():
                 yield from (((name, BUDGETS[0], seed, bool(i)), run, OF_WEIGHTS) for i, run in enumerate(pair))
@@ -336,7 +389,7 @@ def measure(
         work: folder of the journal.
         seeds: repetitions of every model at the smaller budget.
         drawn: repetitions of those that are drawn anew.
-        models: None means all that are planted.
+        models: None means those of one layer that are planted.
     """
     work.mkdir(parents=True, exist_ok=True)
     fill(work / "journal.jsonl", seeds, drawn, MODELS if models is None else models)
@@ -358,15 +411,17 @@ def table(rows: Sequence[Coverage]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder of the journal and the summary")
+    parser.add_argument("--work", type=Path, required=True, help="folder of the journal")
     parser.add_argument("--seeds", type=int, default=150, help="repetitions of each model at the smaller budget")
     parser.add_argument("--drawn", type=int, default=2_000, help="repetitions of models that are drawn anew")
     parser.add_argument("--trained", type=Path, nargs="*", default=(), help="folders of trained runs")
-    parser.add_argument("--models", nargs="*", default=(), choices=[*MODELS], help="of the planted ones, these only")
+    parser.add_argument(
+        "--models", nargs="*", default=(), choices=[*MODELS, *DEEP], help="of the planted ones, these only"
+    )
     given = parser.parse_args()
     torch.set_num_threads(1)
     rows = measure(given.work, given.seeds, given.drawn, models_of(given.trained, given.models))
-    (given.work / "summary.json").write_text(json.dumps([asdict(row) for row in rows], indent=1))
+    RESULTS.write_text("[\n" + ",\n".join(json.dumps(asdict(row)) for row in rows) + "\n]\n")
     print(table(rows))
 
 

@@ -108,7 +108,7 @@ class Context:
         return self._like(budget=budget, allowed=self._allowed)
 
     def _like(self, *, budget: int, allowed: Need | None) -> Context:
-        context = Context(self._run, self._task, seed=self.seed, budget=budget, device=self.device, allowed=allowed)
+        context = type(self)(self._run, self._task, seed=self.seed, budget=budget, device=self.device, allowed=allowed)
         context._shared = self._shared
         return context
 

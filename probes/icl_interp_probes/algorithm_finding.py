@@ -16,6 +16,11 @@ MODEL, ZERO = "model", "predicting zero"
 LADDER = (RIDGE, PLAIN, PREPROCESSED, BAYES)  # on the first screen
 
 
+# Prompts: to choose members on, as in training (or a quarter of the budget where that is more), of each other kind; and
+# of those as in training for families that are dear.
+TUNING, TRAINING, OTHER, TRAINING_DEAR = 2_048, 8_192, 4_096, 1_024
+
+
 @dataclass(frozen=True)
 class Sizes:
     """How many prompts are used, and how many of them for families that are dear.
@@ -37,9 +42,9 @@ class Sizes:
     def of(cls, context: Context) -> Sizes:
         """For a budget; a large one is spent on prompts as in training, on which most claims rest.  Needs TASK."""
         budget = context.budget
-        tuning, training = context.holdable(min(budget, 2_048)), min(budget, max(8_192, budget // 4))
-        other = min(-(-training // 2), 4_096)
-        return cls(tuning, -(-tuning // 16), training, min(-(-training // 8), 1_024), other, -(-other // 16))
+        tuning, training = context.holdable(min(budget, TUNING)), min(budget, max(TRAINING, budget // 4))
+        other = min(-(-training // 2), OTHER)
+        return cls(tuning, -(-tuning // 16), training, min(-(-training // 8), TRAINING_DEAR), other, -(-other // 16))
 
     def of_kind(self, training: bool) -> tuple[int, int]:
         """Of the training's kind, or of another."""

@@ -131,8 +131,8 @@ def nearest_family(missed: dict[str, Float[np.ndarray, "prompts"]]) -> str:
 
     What is known of dear families, on the first prompts only, is compared with what others miss of the same.
     """
-    dear = [family for family in missed if family in DEAR]
-    found = min((family for family in missed if family not in dear), key=lambda family: missed[family].mean())
+    dear = [family for family in missed if family in DEAR and len(missed[family])]  # of very few none may be ordinary
+    found = min((family for family in missed if family not in DEAR), key=lambda family: missed[family].mean())
     for family in dear:
         if missed[family].mean() < missed[found][: len(missed[family])].mean():
             found = family

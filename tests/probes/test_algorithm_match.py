@@ -287,6 +287,12 @@ def test_predictions_larger_than_any_response_are_clipped() -> None:
 # --- What claims say, and when they do not apply ---------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_handful_of_prompts_is_no_cause_for_warnings() -> None:
+    for budget in (1, 2, 16):
+        assert outcome(construct_descent(TASK, perturbation=0.002, seed=1), budget).status == "done"
+
+
 def test_few_prompts_leave_claims_open() -> None:
     found, _ = plain()
     few = dataclasses.replace(found, sizes=dataclasses.replace(found.sizes, training=FEWEST - 1))
@@ -380,6 +386,7 @@ def test_the_nearest_family_is_nearest_on_the_same_prompts() -> None:
     assert nearest_family(missed | {LASSO: np.array([0.05, 0.1])}) == LASSO
     assert nearest_family(missed | {BAYES: np.array([0.0, 0.1])}) == BAYES
     assert nearest_family({PLAIN: missed[PLAIN], RIDGE: missed[RIDGE]}) == RIDGE
+    assert nearest_family(missed | {LASSO: np.array([])}) == RIDGE  # it warns of nothing, either
 
 
 def test_kinds_vary_what_a_task_can_vary() -> None:
