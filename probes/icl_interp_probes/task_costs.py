@@ -111,8 +111,13 @@ def _rms(squares: Float[np.ndarray, "prompts"], of: Float[np.ndarray, "prompts"]
 
 
 def _gamma(omega: Float[np.ndarray, "heads features"], task: MultiTaskRegression) -> float:
-    """Root mean square of ω over the entries that do something: of size, on features that some task uses."""
-    size = np.abs(omega[:, (task.signal_scales > 0).any(1)])
+    """Root mean square of ω over the entries that do something: of size, on features that some task uses.
+
+    Heads that look at other features only have rounding there; of them it is over all features.
+    """
+    size = np.abs(omega)
+    used = size[:, (task.signal_scales > 0).any(1)]
+    size = used if used.max() > MATTERS * size.max() else size
     return float(np.sqrt((size[size > MATTERS * size.max()] ** 2).mean()))
 
 

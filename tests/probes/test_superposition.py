@@ -237,6 +237,19 @@ def test_risks_are_those_of_the_closed_form() -> None:
     assert ratio.half < 0.02
 
 
+def test_heads_on_features_that_no_task_uses_are_held_against_heads_of_their_own_size() -> None:
+    """On the features that are used they have rounding only, which is no γ that anything could be dedicated at."""
+    solved = MultiTaskRegression(6, [(0, 3), (2, 3)], length=40, noise_var=0.1)
+    run = plant_tasks(solved, "III", permute=False).run
+    asked = dataclasses.replace(run, task=dataclasses.replace(solved, supports=[(1, 4), (4, 5)]))
+    found, verdicts = analyzed(asked)
+    own, _ = analyzed(run)
+    assert found.costs.gamma == pytest.approx(own.costs.gamma)
+    assert found.costs.of_dedicated_heads is not None
+    assert found.costs.of_dedicated_heads.low > 3
+    assert verdicts["risk_of_dedicated_heads"].status == "fails"
+
+
 def test_interference_is_measured_where_it_is() -> None:
     """ŷ_0 gets 0.2 ŷ_1, whose labels are those of other covariates after an exchange; nothing reaches ŷ_1.
 
