@@ -215,11 +215,12 @@ def _with_course(kind: Mapping[str, Any], seed: int) -> tuple[Run, Run]:
 
 def analysed(run: Run, seed: int, budget: int, probes: Iterable[str] = SAMPLING) -> dict[str, Estimate]:
     """Every interval of these probes; the seed is of their prompts."""
-    context, known = _Context(run, seed=seed, budget=budget), discover()[0]
+    view = _Fitted if set(probes) & set(OF_LAYERS) else Context
+    context, known = view(run, seed=seed, budget=budget), discover()[0]
     return {path: each for name in probes for path, each in intervals(known[name], context).items()}
 
 
-class _Context(Context):
+class _Fitted(Context):
     """Whatever the seed and the budget, what is fitted is fitted to the same prompts."""
 
     def chunks(
